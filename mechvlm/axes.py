@@ -1,0 +1,214 @@
+"""Labels of results: dimension names, units, and files that survive a crash.
+
+A result is an `xarray` object whose dimensions are named after what they count (run,
+layer, head, position, target, source, cut) and whose attributes say what was measured,
+in which unit, on which model and prompt, and after which paper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mechvlm.errors import OutputError, ResultError
+
+__all__ = ["labelled", "open_result", "output_folder", "save_result"]
+
+_JSON = "json:"
+_MANIFEST = "mechvlm.json"
+
+
+def labelled(
+    values: Any,
+    *,
+    name: str,
+    units: str,
+    paper: str,
+    attrs: Mapping[str, object] | None = None,
+    **dims: Sequence[Any] | range,
+) -> xr.DataArray:
+    """A result with named dimensions.
+
+    Args:
+        values: Array with one axis per dimension, in the order of `dims`.
+        name: What is measured.
+        units: Unit of the values; say in it what they are relative to.
+        paper: Key of the paper behind the method (see `mechvlm.papers`).
+        attrs: More attributes: model, prompt, baselines.
+        **dims: Dimension name -> its coordinate values.
+
+    Raises:
+        ResultError: The shape does not fit the dimensions.
+
+    Example:
+        >>> labelled([[1.0, 2.0]], name="m", units="nats", paper="-", layer=[0], head=[0, 1]).dims
+        ('layer', 'head')
+    """
+    array = np.asarray(values)
+    wanted = tuple(len(coord) for coord in dims.values())
+    if array.shape != wanted:
+        raise ResultError(
+            f"values of shape {array.shape} do not fit dimensions"
+            f" {dict(zip(dims, wanted, strict=True))}."
+        )
+    coords = {dim: np.asarray(list(coord)) for dim, coord in dims.items()}
+    described = {"units": units, "long_name": name, "paper": paper, **(attrs or {})}
+    return xr.DataArray(array, coords=coords, dims=list(dims), name=name, attrs=described)
+
+
+def save_result(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
+    """Save a result as netCDF, wholly or not at all.
+
+    The file is written beside its place, flushed to disk and then renamed, so that an
+    interruption leaves the old file or the new one and never a torn one.
+
+    Args:
+        result: Result of an analysis.
+        path: File to write; the suffix must be .nc.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ResultError: The suffix is not .nc.
+        OutputError: The file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".nc":
+        raise ResultError(
+            f"results are saved as netCDF: wanted a path ending in .nc, got {path.name!r}."
+        )
+    try:
+        _replace(_encoded(result), path)
+    except OSError as cause:
+        raise OutputError(
+            f"cannot write {path}: {cause}. Does the folder exist, and is there space?"
+        ) from cause
+    return path
+
+
+def open_result(path: str | Path) -> xr.DataArray | xr.Dataset:
+    """Open a saved result as it was saved.
+
+    Raises:
+        OutputError: The file is missing, torn, or no netCDF file.
+    """
+    path = Path(path)
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            loaded = stored.load()
+    except (OSError, ValueError, KeyError) as cause:
+        raise OutputError(
+            f"cannot open {path} as a result: {cause}. If the file is there, its"
+            " writing or copying was interrupted; make it again."
+        ) from cause
+    for variable in loaded.variables.values():
+        variable.attrs = _decoded_attrs(variable.attrs)
+    loaded.attrs = _decoded_attrs(loaded.attrs)
+    if loaded.attrs.pop("mechvlm_kind", "dataset") == "array":
+        array = loaded[next(iter(loaded.data_vars))]
+        return array.rename(None) if array.name == "unnamed" else array
+    return loaded
+
+
+@contextmanager
+def output_folder(path: str | Path) -> Iterator[Path]:
+    """A folder that appears complete or not at all.
+
+    Args:
+        path: Folder to make. A finished one that this function made is replaced.
+
+    Yields:
+        A temporary folder beside it to write into.
+
+    Raises:
+        OutputError: `path` holds something else, or a half-written output.
+    """
+    path = Path(path)
+    _check_replaceable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield partial
+        sizes = {
+            str(file.relative_to(partial)): file.stat().st_size
+            for file in sorted(partial.rglob("*"))
+            if file.is_file()
+        }
+        (partial / _MANIFEST).write_text(json.dumps({"files": sizes}, indent=1))
+        if path.exists():
+            shutil.rmtree(path)
+        partial.chmod(0o755)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to write over what this module did not finish."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        sizes = json.loads((path / _MANIFEST).read_text())["files"]
+        whole = all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise OutputError(
+            f"{path} exists and is not a finished output: it is half-written, was"
+            " changed by hand, or holds something else. Move or delete it, or choose"
+            " another folder."
+        )
+
+
+def _replace(dataset: xr.Dataset, path: Path) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        dataset.to_netcdf(partial, engine="h5netcdf")
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encoded(result: xr.DataArray | xr.Dataset) -> xr.Dataset:
+    if isinstance(result, xr.DataArray):
+        dataset = result.to_dataset(name=result.name or "unnamed")
+        dataset.attrs["mechvlm_kind"] = "array"
+    else:
+        dataset = result.copy()
+    for variable in dataset.variables.values():
+        variable.attrs = {k: _encoded_attr(v) for k, v in variable.attrs.items()}
+    dataset.attrs = {k: _encoded_attr(v) for k, v in dataset.attrs.items()}
+    return dataset
+
+
+def _encoded_attr(value: object) -> object:
+    """netCDF holds numbers and strings; everything else travels as JSON."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if plain or (isinstance(value, str) and not value.startswith(_JSON)):
+        return value
+    return _JSON + json.dumps(value)
+
+
+def _decoded_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: _decoded_attr(value) for key, value in attrs.items()}
+
+
+def _decoded_attr(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_JSON):
+        return json.loads(value.removeprefix(_JSON))
+    return value.item() if isinstance(value, np.generic) else value

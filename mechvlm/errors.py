@@ -1,0 +1,172 @@
+"""Every deliberate error of the package.
+
+Each error says what came, what was wanted, the usual cause and the fix, so that the
+message alone is enough to go on.
+
+    MechVLMError
+    |-- CheckpointError        a checkpoint folder that cannot be loaded
+    |-- FamilyError            an architecture or config key that is not understood
+    |-- HookError              a hook that cannot fire, or did not
+    |-- ImageError             an image that is one too many
+    |   |-- MissingImageError      a prompt that needs an image and got none
+    |   `-- UnreadableImageError   a file or object that is no picture
+    |-- InterventionError      an intervention that means nothing on this prompt
+    |   `-- BlindRowError          a knockout that leaves a row nothing to read
+    |-- LayoutError            positions that cannot be what was asked
+    |   `-- RegionError            a box or mask that lies outside the picture
+    |-- MetricError            a number that the logits cannot give
+    |-- ModelCheckError        a loaded model that fails its load-time checks
+    |-- PromptError            a prompt that cannot be built
+    |   |-- PairError              two prompts that cannot be matched by position
+    |   `-- PlaceholderError       more or fewer image placeholders than images
+    |-- ResultError            a result that cannot be labelled, saved or opened
+    |   `-- OutputError            an output folder that cannot be trusted
+    |-- RunError               a recorded run that lacks what is asked of it
+    |-- SceneError             a synthetic scene that cannot be drawn
+    |-- SiteError              a place in the network that does not exist
+    |   `-- LayerError             a layer, head or window out of range
+    `-- TokenError             a word that is not exactly one token
+
+Each is also the builtin kind that fits it (ValueError, KeyError, ...), so that code
+which knows nothing of this package still catches it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BlindRowError",
+    "CheckpointError",
+    "FamilyError",
+    "HookError",
+    "ImageError",
+    "InterventionError",
+    "LayerError",
+    "LayoutError",
+    "MechVLMError",
+    "MechVLMWarning",
+    "MetricError",
+    "MissingImageError",
+    "ModelCheckError",
+    "OutputError",
+    "PairError",
+    "PlaceholderError",
+    "PromptError",
+    "RegionError",
+    "ResultError",
+    "RunError",
+    "SceneError",
+    "SiteError",
+    "TokenError",
+    "UnreadableImageError",
+]
+
+
+class MechVLMError(Exception):
+    """Anything that this package refuses on purpose."""
+
+
+class MechVLMWarning(UserWarning):
+    """Something that is allowed but probably not what was meant."""
+
+
+class CheckpointError(MechVLMError, OSError):
+    """A checkpoint folder that cannot be loaded."""
+
+
+class FamilyError(MechVLMError, ValueError):
+    """An architecture or a config key that this package does not understand."""
+
+
+class HookError(MechVLMError, ValueError):
+    """A hook that cannot fire, or that was added and never did."""
+
+
+class ImageError(MechVLMError, ValueError):
+    """An image that does not fit its prompt."""
+
+
+class MissingImageError(ImageError):
+    """A prompt that needs an image and got none."""
+
+
+class UnreadableImageError(ImageError):
+    """A file or object that is no picture."""
+
+
+class InterventionError(MechVLMError, ValueError):
+    """An intervention that means nothing on this prompt."""
+
+
+class BlindRowError(InterventionError):
+    """A knockout that leaves a row nothing to read, so that its attention is undefined."""
+
+
+class LayoutError(MechVLMError, ValueError):
+    """The prompt's positions cannot be what was asked."""
+
+    @classmethod
+    def patch_count(cls, got: int, rows: int, cols: int) -> LayoutError:
+        """`got` image positions do not fill whole `rows` x `cols` images."""
+        text = f"{got} image positions do not fill whole images of {rows} x {cols}."
+        if got == rows * cols + 1:
+            text += (
+                "\nOne too many is usually the vision tower's CLS token. Load the model"
+                ' with vision_feature_select_strategy="default", which drops it.'
+            )
+        return cls(text)
+
+
+class RegionError(LayoutError):
+    """A box or mask that has no cell of the image grid."""
+
+
+class MetricError(MechVLMError, ValueError):
+    """A number that these logits cannot give."""
+
+
+class ModelCheckError(MechVLMError, RuntimeError):
+    """A loaded model that fails one of its load-time checks."""
+
+
+class PromptError(MechVLMError, ValueError):
+    """A prompt that cannot be built."""
+
+
+class PairError(PromptError):
+    """Two prompts whose positions cannot be matched one to one."""
+
+
+class PlaceholderError(PromptError):
+    """More or fewer image placeholders than images."""
+
+
+class ResultError(MechVLMError, ValueError):
+    """A result that cannot be labelled, saved or opened."""
+
+
+class OutputError(ResultError, OSError):
+    """An output file or folder that cannot be trusted or written."""
+
+
+class RunError(MechVLMError, KeyError):
+    """A recorded run that lacks what is asked of it."""
+
+    def __str__(self) -> str:
+        """Show the message as written; KeyError alone would show its repr."""
+        return str(self.args[0]) if self.args else ""
+
+
+class SceneError(MechVLMError, ValueError):
+    """A synthetic scene that cannot be drawn or asked about."""
+
+
+class SiteError(MechVLMError, ValueError):
+    """A place in the network that does not exist."""
+
+
+class LayerError(SiteError, IndexError):
+    """A layer, a head or a window of layers out of range."""
+
+
+class TokenError(MechVLMError, ValueError):
+    """A word that is not exactly one token of this tokenizer."""

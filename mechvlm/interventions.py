@@ -1,0 +1,200 @@
+"""What can be done to a run: values that print, compare, hash and hold no tensors.
+
+A vector or a recorded run is named here and handed over at the call that runs the
+intervention (`vectors=`, `runs=`), so that a plan can be printed, saved and compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Union
+
+from mechvlm.errors import InterventionError
+from mechvlm.layout import Positions
+from mechvlm.sites import Site
+
+__all__ = [
+    "NOTHING",
+    "Ablate",
+    "Add",
+    "Intervention",
+    "Knockout",
+    "Nothing",
+    "Patch",
+    "PathPatch",
+    "parts",
+]
+
+
+def _refuse_empty(what: str, positions: Positions) -> None:
+    if not positions:
+        raise InterventionError(
+            f"{what} is empty, so the intervention would do nothing. If that is what"
+            " you mean (a control), use NOTHING; otherwise the group or region that"
+            " gave these positions does not occur in this prompt."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The empty intervention: the clean run itself, and every sweep's first control."""
+
+    def __repr__(self) -> str:
+        """The name of its only value."""
+        return "NOTHING"
+
+
+NOTHING = Nothing()
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """At `at`, take the value that another run had there.
+
+    Paper: Meng et al. 2022, arXiv:2202.05262; Heimersheim and Nanda, arXiv:2404.15255.
+
+    Attributes:
+        site: Where in the network.
+        at: Positions that are written.
+        run: Name of the run, given in `runs=`, that the values come from.
+        from_: Positions of that run that are read, matched to `at` one to one in rising
+            order; None reads at `at` itself.
+    """
+
+    site: Site
+    at: Positions
+    run: str
+    from_: Positions | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse positions that cannot be matched one to one."""
+        _refuse_empty("Patch.at", self.at)
+        if self.from_ is not None and len(self.from_) != len(self.at):
+            raise InterventionError(
+                f"{len(self.from_)} positions are read (from_) for {len(self.at)} that"
+                " are written (at); a patch matches them one to one."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Ablate:
+    """At `at`, put a fixed vector in place of the activation.
+
+    Attributes:
+        site: Where in the network.
+        at: Positions that are written.
+        value: "zero", or the name of a vector given in `vectors=`: `[d]` for every
+            position alike, or `[len(at) d]`.
+    """
+
+    site: Site
+    at: Positions
+    value: str = "zero"
+
+    def __post_init__(self) -> None:
+        """Refuse an intervention on no position."""
+        _refuse_empty("Ablate.at", self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """At `at`, add a multiple of a vector to the activation.
+
+    Attributes:
+        site: Where in the network.
+        at: Positions that are written.
+        vector: Name of a vector given in `vectors=`: `[d]` or `[len(at) d]`.
+        scale: Factor of the vector.
+    """
+
+    site: Site
+    at: Positions
+    vector: str
+    scale: int | float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an intervention on no position."""
+        _refuse_empty("Add.at", self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Knockout:
+    """Cut attention: in `layers`, no `target` position reads a `source` position.
+
+    The cut goes in before the softmax, so a row still sums to 1 over what is left.
+
+    Paper: Geva et al. 2023, arXiv:2304.14767.
+
+    Attributes:
+        layers: Layers whose attention is cut.
+        target: Positions that read (attention's query side).
+        source: Positions that are read (attention's key side).
+        heads: Query heads to cut; None cuts every head.
+    """
+
+    layers: range
+    target: Positions
+    source: Positions
+    heads: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a cut of nothing."""
+        _refuse_empty("Knockout.target", self.target)
+        _refuse_empty("Knockout.source", self.source)
+        if not self.layers or self.heads == ():
+            raise InterventionError(
+                f"Knockout of layers {self.layers} and heads {self.heads} cuts nothing;"
+                " use NOTHING for the empty intervention."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PathPatch:
+    """Patch the direct paths from some sites to others, and nothing besides.
+
+    The senders take the other run's values while every attention head between them and
+    the receivers is frozen to this run's (MLPs are computed again); what the receivers
+    then get as input is patched into a last, otherwise untouched run.
+
+    Paper: Wang et al. 2023, "Interpretability in the Wild" (path patching, IOI).
+
+    Attributes:
+        senders: Sites whose output is taken from `run`.
+        receivers: Sites that receive the changed signal.
+        run: Name of the run, given in `runs=`, that the senders' values come from.
+        at: Positions of the senders that are patched; None means all.
+        to: Positions of the receivers that are patched; None means all.
+    """
+
+    senders: tuple[Site, ...]
+    receivers: tuple[Site, ...]
+    run: str
+    at: Positions | None = field(default=None)
+    to: Positions | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        """Refuse paths that start or end nowhere."""
+        if not self.senders or not self.receivers:
+            raise InterventionError(
+                f"a path from {len(self.senders)} senders to {len(self.receivers)}"
+                " receivers: both ends need at least one site."
+            )
+
+
+Intervention = Union[Nothing, Patch, Ablate, Add, Knockout, PathPatch, tuple["Intervention", ...]]
+"""One thing done to a run, or a tuple of several done at once, in order."""
+
+
+def parts(intervention: Intervention) -> tuple[Patch | Ablate | Add | Knockout | PathPatch, ...]:
+    """The single interventions that a possibly nested one consists of, in order.
+
+    Example:
+        >>> cut = Knockout(range(2), Positions.of(9), Positions.of(1, 2))
+        >>> parts((NOTHING, (cut,)))
+        (Knockout(layers=range(0, 2), target=Positions(9), source=Positions(1..2), heads=None),)
+    """
+    if isinstance(intervention, Nothing):
+        return ()
+    if isinstance(intervention, tuple):
+        return tuple(part for each in intervention for part in parts(each))
+    return (intervention,)

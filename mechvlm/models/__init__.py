@@ -1,0 +1,1 @@
+"""Models: the hooked VLM, its families, and checkpoints made for ground truth."""

@@ -1,0 +1,129 @@
+"""The attention function registered with transformers: where attention can be touched.
+
+Families keep their own attention modules (rotary embedding, grouped heads, windows);
+they call this function for "query, key, value -> output". Scores and patterns are
+computed one by one only in layers where a hook waits; elsewhere SDPA runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+__all__ = ["NAME", "AttentionPoints", "listening"]
+
+NAME = "mechvlm"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPoints:
+    """Hook points inside one layer's attention, in the order in which they fire."""
+
+    rot_q: HookPoint
+    rot_k: HookPoint
+    scores: HookPoint
+    pattern: HookPoint
+
+    def explicit(self) -> bool:
+        """Whether scores or patterns must be computed one by one."""
+        points = (self.scores, self.pattern)
+        return any(point.fwd_hooks or point.bwd_hooks for point in points)
+
+
+_LISTENING: WeakKeyDictionary[nn.Module, AttentionPoints] = WeakKeyDictionary()
+
+
+@contextmanager
+def listening(config: Any, points: dict[nn.Module, AttentionPoints]) -> Iterator[None]:
+    """Send the attention of these modules through their hook points, for one forward.
+
+    Args:
+        config: Config of the language backbone; its attention is switched and restored.
+        points: Attention module -> its hook points.
+    """
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    _LISTENING.update(points)
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        for module in points:
+            _LISTENING.pop(module, None)
+
+
+def _attention(
+    module: nn.Module,
+    query: Float[Tensor, "batch head target d_head"],
+    key: Float[Tensor, "batch kv_head source d_head"],
+    value: Float[Tensor, "batch kv_head source d_head"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls in place of its own attention function."""
+    points = _LISTENING.get(module)
+    if points is not None:
+        query = points.rot_q(query.transpose(1, 2)).transpose(1, 2)
+        key = points.rot_k(key.transpose(1, 2)).transpose(1, 2)
+    if points is None or not points.explicit():
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        output: tuple[Tensor, None] = sdpa(
+            module,
+            query.contiguous(),
+            key.contiguous(),
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            **kwargs,
+        )
+        return output
+    return _explicit(points, query, key, value, attention_mask, scaling)
+
+
+def _explicit(
+    points: AttentionPoints,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+) -> tuple[Tensor, Tensor]:
+    shared = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query @ key.transpose(2, 3) * scale
+    allowed = _allowed(mask, query.shape[2], key.shape[2], query.device)
+    scores = points.scores(scores.masked_fill(~allowed, -torch.inf))
+    # A row that may read nothing is a row of padding; it reads nothing, not NaN.
+    blind = scores.isneginf().all(dim=-1, keepdim=True)
+    pattern = scores.masked_fill(blind, 0).float().softmax(dim=-1)
+    pattern = points.pattern(pattern.masked_fill(blind, 0).to(query.dtype))
+    return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+
+def _allowed(
+    mask: Tensor | None, n_target: int, n_source: int, device: torch.device
+) -> Tensor:
+    """Whether each target row may read each source; None stands for causal."""
+    if mask is not None:
+        return mask
+    ones = torch.ones(n_target, n_source, dtype=torch.bool, device=device)
+    return ones.tril(n_source - n_target)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+# The mask must be SDPA's (None or boolean), so that "cut" cannot be mistaken.
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -1,0 +1,208 @@
+"""What must hold before an intervention runs: places exist, names are given, rows can see."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mechvlm.errors import (
+    BlindRowError,
+    InterventionError,
+    LayerError,
+    MechVLMWarning,
+    RunError,
+)
+from mechvlm.interventions import (
+    Ablate,
+    Add,
+    Intervention,
+    Knockout,
+    Patch,
+    PathPatch,
+    parts,
+)
+from mechvlm.layout import Positions
+from mechvlm.models.config import Config
+from mechvlm.models.lowering import Sources
+from mechvlm.sites import PER_HEAD, Site
+
+__all__ = ["check", "check_site", "shape_at"]
+
+
+def check(
+    cfg: Config,
+    intervention: Intervention,
+    n: int,
+    sources: Sources,
+    reads: Bool[Tensor, "layer position position"] | None,
+) -> None:
+    """Refuse an intervention that cannot mean anything on a sequence of `n` positions.
+
+    Args:
+        cfg: The model's numbers.
+        intervention: One, or a tuple of several.
+        n: Number of positions that there will be.
+        sources: The named runs and vectors.
+        reads: Which position may read which; needed where attention is cut.
+
+    Raises:
+        InterventionError: A position is outside the sequence, or a vector has the wrong
+            shape or no value.
+        LayerError: A layer or head does not exist.
+        RunError: A run is not given, or lacks a site or a position.
+        BlindRowError: A row that is cut has nothing left to read.
+    """
+    cuts = [part for part in parts(intervention) if isinstance(part, Knockout)]
+    for part in parts(intervention):
+        if isinstance(part, Knockout):
+            _check_cut(cfg, part, n)
+        elif isinstance(part, PathPatch):
+            _check_path(cfg, part, n, sources)
+        else:
+            _check_write(cfg, part, n, sources)
+    if cuts and reads is not None:
+        _check_rows(cfg, cuts, reads)
+
+
+def check_site(cfg: Config, site: Site) -> None:
+    """Refuse a site whose layer or head this model does not have."""
+    if site.layer is not None and site.layer >= cfg.n_layers:
+        raise LayerError(
+            f"{site!r}: this model has {cfg.n_layers} layers, 0..{cfg.n_layers - 1}."
+        )
+    n_heads = cfg.n_key_value_heads if site.component in "kv" else cfg.n_heads
+    if site.head is not None and site.head >= n_heads:
+        kind = "key-value heads" if site.component in "kv" else "heads"
+        raise LayerError(f"{site!r}: this model has {n_heads} {kind}, 0..{n_heads - 1}.")
+
+
+def _check_inside(what: str, positions: Positions, n: int) -> None:
+    beyond = Positions.of(p for p in positions if p >= n)
+    if beyond:
+        raise InterventionError(
+            f"{what} names positions {beyond}, outside this sequence of {n} positions"
+            f" (0..{n - 1}). Were the positions taken from another prompt's layout?"
+        )
+
+
+def _check_write(cfg: Config, part: Patch | Ablate | Add, n: int, sources: Sources) -> None:
+    check_site(cfg, part.site)
+    _check_inside(type(part).__name__, part.at, n)
+    if isinstance(part, Patch):
+        _check_run(part.run, part.site, part.from_ or part.at, sources)
+        return
+    name = part.vector if isinstance(part, Add) else part.value
+    if isinstance(part, Ablate) and name == "zero":
+        return
+    if name not in sources.vectors:
+        raise InterventionError(
+            f"{part!r} names the vector {name!r}, and vectors= has"
+            f" {sorted(sources.vectors)}."
+        )
+    _check_vector(cfg, part, sources.vectors[name])
+
+
+def _check_vector(cfg: Config, part: Ablate | Add, vector: Tensor) -> None:
+    one = shape_at(cfg, part.site)
+    if tuple(vector.shape) not in (one, (len(part.at), *one)):
+        raise InterventionError(
+            f"{part!r}: the vector has shape {tuple(vector.shape)}; wanted {one} for"
+            f" every position alike, or {(len(part.at), *one)}, one row per position."
+        )
+    if not torch.isfinite(vector).all():
+        raise InterventionError(f"{part!r}: the vector holds NaN or infinity.")
+
+
+def shape_at(cfg: Config, site: Site) -> tuple[int, ...]:
+    """Shape of one position's activation at a site."""
+    if site.component == "mlp_post":
+        return (cfg.d_mlp,)
+    if site.component not in PER_HEAD:
+        return (cfg.d_model,)
+    width = cfg.d_model if site.component == "result" else cfg.d_head
+    n_heads = cfg.n_key_value_heads if site.component in "kv" else cfg.n_heads
+    return (width,) if site.head is not None else (n_heads, width)
+
+
+def _check_run(name: str, site: Site, at: Positions, sources: Sources) -> None:
+    if name not in sources.runs:
+        raise RunError(
+            f"the run {name!r} is not given: runs= has {sorted(sources.runs)}. Record it"
+            " with record(vlm, prompt) and hand it over as runs={...}."
+        )
+    _check_inside(f"the patch from run {name!r}", at, len(sources.runs[name][site]))
+
+
+def _check_path(cfg: Config, part: PathPatch, n: int, sources: Sources) -> None:
+    for site in (*part.senders, *part.receivers):
+        check_site(cfg, site)
+    for positions in (part.at, part.to):
+        if positions is not None:
+            _check_inside("PathPatch", positions, n)
+    for site in part.senders:
+        every = Positions.of(range(n)) if part.at is None else part.at
+        _check_run(part.run, site, every, sources)
+
+
+def _check_cut(cfg: Config, part: Knockout, n: int) -> None:
+    layers = list(part.layers)
+    if min(layers) < 0 or max(layers) >= cfg.n_layers:
+        raise LayerError(
+            f"{part!r}: this model has {cfg.n_layers} layers, 0..{cfg.n_layers - 1}."
+        )
+    beyond = [h for h in part.heads or () if not 0 <= h < cfg.n_heads]
+    if beyond:
+        raise LayerError(
+            f"{part!r}: heads {beyond} do not exist; this model has {cfg.n_heads}."
+        )
+    _check_inside("Knockout.target", part.target, n)
+    _check_inside("Knockout.source", part.source, n)
+
+
+def _check_rows(
+    cfg: Config, cuts: list[Knockout], reads: Bool[Tensor, "layer position position"]
+) -> None:
+    """Refuse rows that all the cuts together leave nothing to read."""
+    for part in cuts:
+        _warn_if_idle(part, reads)
+    for layer in sorted({layer for part in cuts for layer in part.layers}):
+        here = [part for part in cuts if layer in part.layers]
+        named = {h for part in here for h in part.heads or ()}
+        # Heads that no cut names are all cut alike: one of them stands for the others.
+        others = next((h for h in range(cfg.n_heads) if h not in named), None)
+        for head in sorted(named) + ([] if others is None else [others]):
+            left = reads[layer].clone()
+            for part in here:
+                if part.heads is None or head in part.heads:
+                    left[_block(part)] = False
+            _check_left(reads[layer], left, layer, head)
+
+
+def _check_left(reads: Tensor, left: Tensor, layer: int, head: int) -> None:
+    blind = reads.any(dim=1) & ~left.any(dim=1)
+    if blind.any():
+        rows = Positions.of(torch.nonzero(blind).flatten().tolist())
+        raise BlindRowError(
+            f"the knockout leaves positions {rows} nothing to read in layer {layer},"
+            f" head {head}: their attention is undefined. Keep at least one source,"
+            " usually BOS or the position itself."
+        )
+
+
+def _warn_if_idle(part: Knockout, reads: Bool[Tensor, "layer position position"]) -> None:
+    if not reads[list(part.layers)][:, _block(part)[0], _block(part)[1]].any():
+        warnings.warn(
+            f"{part!r} cuts only pairs that the attention mask already forbids, so it"
+            " changes nothing. Are target (reads) and source (is read) swapped?",
+            MechVLMWarning,
+            stacklevel=2,
+        )
+
+
+def _block(part: Knockout) -> tuple[Tensor, Tensor]:
+    target, source = torch.tensor(list(part.target)), torch.tensor(list(part.source))
+    return target[:, None], source[None]
+

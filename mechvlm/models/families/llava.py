@@ -1,0 +1,90 @@
+"""LLaVA-1.5: one image, one unbroken block of tokens, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mechvlm.errors import FamilyError
+from mechvlm.layout import Box
+from mechvlm.models.family import Decoder, Family, Tower
+
+__all__ = ["LLAVA"]
+
+
+def _grid_shape(config: Any) -> tuple[int, int]:
+    """Rows and columns: the vision tower's patches, without its CLS token."""
+    if config.vision_feature_select_strategy != "default":
+        has_cls = config.vision_config.model_type == "clip_vision_model"
+        if has_cls:
+            raise FamilyError(
+                'vision_feature_select_strategy="full" keeps the CLS token of the CLIP'
+                " tower, so the image has one token too many for its grid and every"
+                ' cell shifts by one. Load with vision_feature_select_strategy="default"'
+            )
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side, side
+
+
+def _seen(image_processor: Any, size: tuple[int, int]) -> Box:
+    """Rectangle of the picture left after the processor's resize and centre crop."""
+    width, height = size
+    new_width, new_height = _resized(image_processor, width, height)
+    crop_width, crop_height = new_width, new_height
+    if image_processor.do_center_crop:
+        crop_width = image_processor.crop_size["width"]
+        crop_height = image_processor.crop_size["height"]
+    # The processor crops whole pixels of the resized picture.
+    left, top = (new_width - crop_width) // 2, (new_height - crop_height) // 2
+    x, y = width / new_width, height / new_height
+    return left * x, top * y, (left + crop_width) * x, (top + crop_height) * y
+
+
+def _resized(image_processor: Any, width: int, height: int) -> tuple[int, int]:
+    """Size in pixels after the processor's resize."""
+    if not image_processor.do_resize:
+        return width, height
+    size = dict(image_processor.size)
+    shortest = size.get("shortest_edge")
+    if shortest is not None:
+        if width <= height:
+            return shortest, int(shortest * height / width)
+        return int(shortest * width / height), shortest
+    if size.get("height") is not None and size.get("width") is not None:
+        return size["width"], size["height"]
+    raise FamilyError(
+        f"the image processor resizes by {size}, which family 'llava' does not"
+        " understand; understood are shortest_edge, and height with width."
+    )
+
+
+LLAVA = Family(
+    name="llava",
+    architecture="LlavaForConditionalGeneration",
+    backbones={"llama": Decoder(), "mistral": Decoder(), "qwen2": Decoder()},
+    towers={
+        "clip_vision_model": Tower(("encoder.layers", "vision_model.encoder.layers")),
+        "siglip_vision_model": Tower(("encoder.layers", "vision_model.encoder.layers")),
+    },
+    language_model="model.language_model",
+    head="lm_head",
+    vision_tower="model.vision_tower",
+    projector="model.multi_modal_projector",
+    pixels=frozenset({"pixel_values"}),
+    accepts=frozenset(
+        {
+            "image_seq_length",
+            "image_token_id",
+            "image_token_index",
+            "multimodal_projector_bias",
+            "projector_hidden_act",
+            "text_config",
+            "tie_word_embeddings",
+            "vision_config",
+            "vision_feature_layer",
+            "vision_feature_select_strategy",
+        }
+    ),
+    image_token=lambda config: int(config.image_token_id),
+    grid_shape=_grid_shape,
+    seen=_seen,
+)

@@ -1,0 +1,130 @@
+"""Greedy generation with a KV cache, under interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from mechvlm.errors import InterventionError
+from mechvlm.interventions import Intervention, Knockout, PathPatch, parts
+from mechvlm.layout import Layout
+from mechvlm.models.checking import check
+from mechvlm.models.lowering import RunLike, Sources, hooks_of
+from mechvlm.models.taps import taps
+from mechvlm.prompts import Prompt
+
+if TYPE_CHECKING:
+    from mechvlm.models.hooked import HookedVLM
+
+__all__ = ["Generation", "generate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What a model said, step by step.
+
+    Attributes:
+        ids: New token ids, end-of-sequence included where it was reached.
+        text: Their text, special tokens left out.
+        logits: Logits that each of them was chosen from.
+        layout: The prompt's layout with the new tokens as group "generated".
+    """
+
+    ids: Int[Tensor, " new"]
+    text: str
+    logits: Float[Tensor, "new vocab"]
+    layout: Layout
+
+
+def generate(
+    vlm: HookedVLM,
+    prompt: Prompt,
+    max_new_tokens: int,
+    intervention: Intervention,
+    runs: Mapping[str, RunLike],
+    vectors: Mapping[str, Tensor],
+) -> Generation:
+    """Continue a prompt greedily; see `HookedVLM.generate`."""
+    if max_new_tokens < 1:
+        raise InterventionError(f"max_new_tokens={max_new_tokens}: wanted at least 1.")
+    sources = Sources(runs, vectors)
+    _check(vlm, prompt, max_new_tokens, intervention, sources)
+    ends = _ends(vlm.hf_model)
+    # A plain cache: one that drops old keys would break "key index == position".
+    inputs: dict[str, Any] = dict(prompt.inputs) | {"past_key_values": DynamicCache()}
+    rows, chosen, logits = range(prompt.layout.n), [], []
+    while True:
+        step = _step(vlm, inputs, hooks=list(hooks_of(intervention, rows, sources)))
+        logits.append(step)
+        chosen.append(int(step.argmax()))
+        if len(chosen) == max_new_tokens or chosen[-1] in ends:
+            break
+        inputs = _next(vlm, inputs, chosen[-1])
+        rows = range(rows.stop, rows.stop + 1)
+    return Generation(
+        torch.tensor(chosen),
+        vlm.tokenizer.decode(chosen, skip_special_tokens=True).strip(),
+        torch.stack(logits),
+        prompt.layout.extended(len(chosen)),
+    )
+
+
+def _check(
+    vlm: HookedVLM,
+    prompt: Prompt,
+    max_new_tokens: int,
+    intervention: Intervention,
+    sources: Sources,
+) -> None:
+    """Refuse what cannot be applied to the prompt and the tokens after it."""
+    found = parts(intervention)
+    if any(isinstance(part, PathPatch) for part in found):
+        raise InterventionError(
+            "PathPatch consists of several runs of a prompt and is not defined while"
+            " generating; use intervene on the prompt, extended by what was generated."
+        )
+    # The last new token is chosen but never fed back in, so its row is not computed.
+    n = prompt.layout.n + max_new_tokens - 1
+    reads = None
+    if any(isinstance(part, Knockout) for part in found):
+        new = torch.zeros(max_new_tokens - 1, dtype=torch.long)
+        longer = prompt.extended(new, tuple("" for _ in new))
+        reads = vlm.reads(longer if len(new) else prompt)
+    check(vlm.cfg, intervention, n, sources, reads)
+
+
+def _step(vlm: HookedVLM, inputs: dict[str, Any], *, hooks: list[Any]) -> Tensor:
+    """Last-position logits of one forward that fills the cache."""
+    with vlm.attn_results(hooks), vlm.hooks(fwd_hooks=hooks), taps(vlm.tapped):
+        out = vlm.hf_model(**inputs, use_cache=True, logits_to_keep=1)
+    last: Tensor = out.logits[0, -1]
+    return last
+
+
+def _next(vlm: HookedVLM, inputs: dict[str, Any], token: int) -> dict[str, Any]:
+    """Inputs of the next forward: one new token, everything else from the cache."""
+    device = inputs["input_ids"].device
+    new = torch.tensor([[token]], device=device)
+    kept = {k: v for k, v in inputs.items() if k not in vlm.family.pixels}
+    mask = kept.get("attention_mask")
+    if mask is not None:
+        kept["attention_mask"] = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    if "position_ids" in kept:
+        kept["position_ids"] = kept["position_ids"][:, -1:] + 1
+    return kept | {"input_ids": new}
+
+
+def _ends(hf_model: Any) -> set[int]:
+    """Token ids that end an answer."""
+    found = hf_model.generation_config.eos_token_id
+    if found is None:
+        found = hf_model.config.text_config.eos_token_id
+    if found is None:
+        return set()
+    return {found} if isinstance(found, int) else set(found)

@@ -1,0 +1,109 @@
+"""Passes through part of the layers: a forward that really starts, and stops, inside.
+
+The Hugging Face model still makes masks, rotary positions and the rest; only its list
+of layers is exchanged for the time of one forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mechvlm.errors import HookError
+
+__all__ = ["masks_of", "skipped", "stopped"]
+
+
+class _PassThrough(nn.Module):
+    """Stands in for a layer that is skipped: the stream goes by."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer and keeps the attention mask that it is given."""
+
+    def __init__(self, seen: list[Tensor | None]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *_: Any,
+        attention_mask: Tensor | None = None,
+        **__: Any,
+    ) -> Tensor:
+        self._seen.append(attention_mask)
+        return hidden_states
+
+
+class _Stop(Exception):  # noqa: N818 - it ends a pass, it is no error
+    def __init__(self, residual: Tensor) -> None:
+        super().__init__()
+        self.residual = residual
+
+
+@contextmanager
+def _exchanged(language_model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
+    before = language_model.get_submodule("layers")
+    language_model.register_module("layers", nn.ModuleList(layers))
+    try:
+        yield
+    finally:
+        language_model.register_module("layers", before)
+
+
+@contextmanager
+def skipped(language_model: nn.Module, start: int) -> Iterator[None]:
+    """Leave out the layers before `start`."""
+    if start == 0:
+        yield
+        return
+    layers = list(language_model.get_submodule("layers").children())
+    with _exchanged(language_model, [_PassThrough()] * start + layers[start:]):
+        yield
+
+
+def stopped(
+    language_model: nn.Module, stop: int, run: Callable[[], object]
+) -> Float[Tensor, "1 position d_model"]:
+    """The residual stream that enters layer `stop`; nothing from there on is run."""
+    layers = list(language_model.get_submodule("layers").children())
+    here = layers[stop] if stop < len(layers) else language_model.get_submodule("norm")
+
+    def halt(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Stop(args[0] if args else kwargs["hidden_states"])
+
+    handle = here.register_forward_pre_hook(halt, with_kwargs=True)
+    try:
+        run()
+    except _Stop as reached:
+        return reached.residual
+    finally:
+        handle.remove()
+    raise HookError(f"the forward pass never reached layer {stop}")
+
+
+@torch.no_grad()
+def masks_of(
+    language_model: nn.Module, run: Callable[[], object], n: int
+) -> Bool[Tensor, "layer position position"]:
+    """Which position may read which in each layer, from the masks that `run` makes.
+
+    No layer is executed: each is exchanged for a stand-in that keeps its mask.
+    """
+    seen: list[Tensor | None] = []
+    n_layers = len(list(language_model.get_submodule("layers").children()))
+    recorders: list[nn.Module] = [_Recorder(seen) for _ in range(n_layers)]
+    with _exchanged(language_model, recorders):
+        stopped(language_model, n_layers, run)
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    rows = [causal if mask is None else mask[0, 0].cpu() for mask in seen]
+    return torch.stack(rows)

@@ -1,0 +1,239 @@
+"""From text and an image to a prompt: ids, pixels, and which position is what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from mechvlm.errors import (
+    ImageError,
+    LayoutError,
+    MissingImageError,
+    PlaceholderError,
+    PromptError,
+    UnreadableImageError,
+)
+from mechvlm.layout import ImageGrid, Layout, Positions
+from mechvlm.models.family import Family
+from mechvlm.prompts import Prompt
+
+__all__ = ["ImageLike", "Prompter"]
+
+ImageLike = Image.Image | str | Path
+"""A picture, or the path of one."""
+
+_MARK = "\ue000"
+"""A private-use character that no template holds: marks where a text will stand."""
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Builds prompts for one model.
+
+    Attributes:
+        processor: The model's Hugging Face processor.
+        config: The model's config.
+        family: Where the family keeps what.
+    """
+
+    processor: Any
+    config: Any
+    family: Family
+
+    def chat(
+        self,
+        text: str,
+        image: ImageLike | None,
+        *,
+        prefix: str = "",
+        system: str | None = None,
+    ) -> Prompt:
+        """A prompt in the model's own chat template; see `HookedVLM.prompt`."""
+        if self.placeholder in text + prefix + (system or ""):
+            raise PlaceholderError(
+                f"the text holds the image placeholder {self.placeholder!r}, and"
+                " `prompt` puts it in by itself. Leave it out, or use `prompt_raw`,"
+                " which takes text literally."
+            )
+        if not text.strip():
+            raise PromptError("the text is empty: there is nothing to ask.")
+        picture = _opened(image)
+        rendered = self._rendered(text, picture, system)
+        spans = {"query": self._span(rendered, text, picture, system, of="query")}
+        if system is not None:
+            spans["system"] = self._span(rendered, text, picture, system, of="system")
+        return self._prompt(rendered + prefix, picture, spans)
+
+    def raw(self, text: str, image: ImageLike | None) -> Prompt:
+        """A prompt of literal text; see `HookedVLM.prompt_raw`."""
+        return self._prompt(text, _opened(image), {"query": (0, len(text))})
+
+    @property
+    def placeholder(self) -> str:
+        """The word that stands for an image in text."""
+        return str(self.processor.image_token)
+
+    def _rendered(self, text: str, image: object, system: str | None) -> str:
+        if self.processor.chat_template is None:
+            raise PromptError(
+                "this checkpoint has no chat template, so `prompt` cannot know how its"
+                " questions are put. Use `prompt_raw` with the whole text, or set"
+                " `vlm.processor.chat_template`."
+            )
+        content = [{"type": "image"}] if image is not None else []
+        user = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+        messages: list[dict[str, Any]] = [user]
+        if system is not None:
+            words = [{"type": "text", "text": system}]
+            messages.insert(0, {"role": "system", "content": words})
+        rendered = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        return str(rendered)
+
+    def _span(
+        self, rendered: str, text: str, image: object, system: str | None, *, of: str
+    ) -> Span:
+        """Characters of the rendered prompt that are the user's, or the system's, own."""
+        ours = text if of == "query" else str(system)
+        marked = self._rendered(
+            _MARK if of == "query" else text, image, _MARK if of == "system" else system
+        )
+        start = marked.find(_MARK)
+        own = next((t for t in (ours, ours.strip()) if rendered[start:].startswith(t)), None)
+        if start < 0 or own is None:
+            raise PromptError(
+                f"the chat template does not show the {of} text as it was given, so its"
+                " positions cannot be told. Does the template know this role? Use"
+                " `prompt_raw` with the whole text."
+            )
+        return start, start + len(own)
+
+    def _prompt(
+        self, text: str, image: Image.Image | None, spans: Mapping[str, Span]
+    ) -> Prompt:
+        self._check_placeholders(text, image)
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and text.startswith(bos))
+        inputs = self.processor(
+            text=[text],
+            images=None if image is None else [image],
+            add_special_tokens=special,
+            return_tensors="pt",
+        )
+        tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
+        layout = self._layout(tensors, text, image, spans, special=special)
+        decode = self.processor.tokenizer.batch_decode
+        tokens = decode([[i] for i in tensors["input_ids"][0].tolist()])
+        return Prompt(tensors, layout, text, tuple(tokens), image)
+
+    def _check_placeholders(self, text: str, image: Image.Image | None) -> None:
+        n = text.count(self.placeholder)
+        if image is None and n:
+            raise MissingImageError(
+                f"the text holds {n} image placeholder(s) {self.placeholder!r} and no"
+                " image was given. Pass the image, or take the placeholder out."
+            )
+        if image is not None and n == 0:
+            raise PlaceholderError(
+                "an image was given and the text holds no image placeholder"
+                f" {self.placeholder!r}, so the image would be lost. Put it in once."
+            )
+        if n > 1:
+            raise PlaceholderError(
+                f"the text holds {n} image placeholders {self.placeholder!r} for one"
+                " image; each image needs exactly one."
+            )
+
+    def _layout(
+        self,
+        tensors: Mapping[str, Tensor],
+        text: str,
+        image: Image.Image | None,
+        spans: Mapping[str, Span],
+        *,
+        special: bool,
+    ) -> Layout:
+        ids = tensors["input_ids"][0].tolist()
+        token = self.family.image_token(self.config)
+        at = [i for i, each in enumerate(ids) if each == token]
+        grids = self._grids(at, image)
+        expanded = text.replace(self.placeholder, self.placeholder * len(at))
+        offsets = self._offsets(expanded, ids, special=special)
+        shift = len(expanded) - len(text)
+        start = text.find(self.placeholder)
+        moved = {
+            name: (a + shift * (a > start >= 0), b + shift * (b > start >= 0))
+            for name, (a, b) in spans.items()
+        }
+        groups: dict[str, list[int]] = {}
+        for i, (each, span) in enumerate(zip(ids, offsets, strict=True)):
+            bos = i == 0 and each == self.processor.tokenizer.bos_token_id
+            name = "bos" if bos else "image" if each == token else _group(span, moved)
+            groups.setdefault(name, []).append(i)
+        named = {name: Positions.of(found) for name, found in groups.items()}
+        return Layout(len(ids), named, grids)
+
+    def _grids(self, at: Sequence[int], image: Image.Image | None) -> tuple[ImageGrid, ...]:
+        if image is None:
+            return ()
+        rows, cols = self.family.grid_shape(self.config)
+        if len(at) != rows * cols:
+            raise LayoutError.patch_count(len(at), rows, cols)
+        if at[-1] - at[0] != len(at) - 1:
+            raise LayoutError("the image tokens do not stand in one unbroken row.")
+        seen = self.family.seen(self.processor.image_processor, image.size)
+        return (ImageGrid(at[0], rows, cols, image.width, image.height, seen),)
+
+    def _offsets(self, text: str, ids: Sequence[int], *, special: bool) -> list[Span]:
+        """Characters of `text` that each token stands for."""
+        tokenizer = self.processor.tokenizer
+        if not tokenizer.is_fast:
+            raise PromptError(
+                f"{type(tokenizer).__name__} cannot tell which characters a token"
+                " stands for. Load the checkpoint with its fast tokenizer."
+            )
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        if list(encoded["input_ids"]) != list(ids):
+            raise LayoutError(
+                "the processor's token ids are not those of the text with its image"
+                " placeholder expanded, so positions cannot be told. Does the processor"
+                " add tokens around the image?"
+            )
+        return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+
+
+def _group(token: Span, spans: Mapping[str, Span]) -> str:
+    """The group whose characters a token shares; the template's where none does."""
+    for name, (start, stop) in spans.items():
+        if max(token[0], start) < min(token[1], stop):
+            return name
+    return "template"
+
+
+def _opened(image: ImageLike | None) -> Image.Image | None:
+    """The picture in RGB."""
+    if image is None:
+        return None
+    if isinstance(image, str | Path):
+        try:
+            with Image.open(image) as file:
+                return file.convert("RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError) as cause:
+            raise UnreadableImageError(
+                f"cannot read {image} as an image: {cause}. Wanted the path of a"
+                " picture (PNG, JPEG, ...) or a PIL image."
+            ) from cause
+    if not isinstance(image, Image.Image):
+        raise ImageError(
+            f"wanted a PIL image or the path of one, got {type(image).__name__}."
+            " Arrays: use PIL.Image.fromarray."
+        )
+    return image.convert("RGB")

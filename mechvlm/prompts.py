@@ -1,0 +1,118 @@
+"""A prompt: token ids, everything the processor gave, and which position is what.
+
+It is one object so that no call can lose the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from mechvlm.errors import PairError
+from mechvlm.layout import Layout, Positions
+
+__all__ = ["Prompt", "check_pair"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One question about one image (or none), ready for the model.
+
+    Made by `vlm.prompt(...)` or `vlm.prompt_raw(...)`.
+
+    Attributes:
+        inputs: Every output of the processor, batch of one: ids, mask, pixels.
+        layout: Which position is what.
+        text: The rendered text, with one placeholder per image.
+        tokens: What each position shows to a reader, one string per position.
+        image: The original picture; None for a prompt of text alone.
+    """
+
+    inputs: Mapping[str, Tensor]
+    layout: Layout
+    text: str
+    tokens: tuple[str, ...]
+    image: Image.Image | None = None
+
+    @property
+    def ids(self) -> Int[Tensor, "1 position"]:
+        """Token ids, image placeholders already expanded."""
+        return self.inputs["input_ids"]
+
+    def labels(self, dim: str = "position") -> dict[str, tuple[str, list[str]]]:
+        """What each position shows and the group it is in, as coordinates of a result.
+
+        Args:
+            dim: Dimension of the result that counts positions.
+
+        Returns:
+            Coordinates "token" and "group" for `result.assign_coords`.
+        """
+        groups = [self.layout.group_of(at) for at in range(self.layout.n)]
+        return {"token": (dim, list(self.tokens)), "group": (dim, groups)}
+
+    def extended(self, ids: Int[Tensor, " new"], tokens: tuple[str, ...]) -> Prompt:
+        """The prompt followed by new tokens, which form the group "generated"."""
+        new = ids[None].to(self.ids.device)
+        ones = torch.ones_like(new)
+        inputs = dict(self.inputs) | {"input_ids": torch.cat([self.ids, new], dim=1)}
+        if "attention_mask" in inputs:
+            mask = inputs["attention_mask"]
+            inputs["attention_mask"] = torch.cat([mask, ones.to(mask.dtype)], dim=1)
+        if "position_ids" in inputs:
+            ahead = inputs["position_ids"][:, -1:] + ones.cumsum(dim=1)
+            inputs["position_ids"] = torch.cat([inputs["position_ids"], ahead], dim=1)
+        layout = self.layout.extended(len(ids))
+        return replace(
+            self, inputs=inputs, layout=layout, tokens=(*self.tokens, *tokens)
+        )
+
+    def left_padded(self, n_pad: int, pad_id: int) -> Prompt:
+        """The prompt after `n_pad` padding positions, which form the group "pad".
+
+        The padding is masked out and the position ids of the rest are kept, so every
+        answer stays the same; every position moves up by `n_pad`.
+        """
+        zeros = torch.zeros(1, n_pad, dtype=torch.long, device=self.ids.device)
+        mask = self.inputs.get("attention_mask", torch.ones_like(self.ids))
+        kept = torch.arange(self.layout.n, device=self.ids.device)[None]
+        inputs = dict(self.inputs) | {
+            "input_ids": torch.cat([zeros + pad_id, self.ids], dim=1),
+            "attention_mask": torch.cat([zeros.to(mask.dtype), mask], dim=1),
+            "position_ids": torch.cat([zeros, kept], dim=1),
+        }
+        groups = {
+            name: Positions.of(i + n_pad for i in positions)
+            for name, positions in self.layout.groups.items()
+        }
+        groups["pad"] = Positions.of(range(n_pad))
+        grids = tuple(replace(g, start=g.start + n_pad) for g in self.layout.grids)
+        layout = Layout(self.layout.n + n_pad, groups, grids)
+        tokens = ("<pad>",) * n_pad + self.tokens
+        return replace(self, inputs=inputs, layout=layout, tokens=tokens)
+
+
+def check_pair(clean: Prompt, corrupted: Prompt) -> None:
+    """Check that two prompts can be matched position by position.
+
+    Raises:
+        PairError: They differ in length or in their groups.
+    """
+    ours, theirs = clean.layout, corrupted.layout
+    if ours.n != theirs.n:
+        raise PairError(
+            f"the clean prompt has {ours.n} positions and the corrupted one"
+            f" {theirs.n}: they cannot be matched one to one. Change words of the same"
+            " number of tokens, or change only the image."
+        )
+    if ours.groups != theirs.groups:
+        differing = [g for g in ours.groups if ours[g] != theirs[g]]
+        raise PairError(
+            "the clean and the corrupted prompt have the same length but other groups"
+            f" ({', '.join(differing)}): their positions do not mean the same."
+        )

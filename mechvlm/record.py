@@ -1,0 +1,110 @@
+"""Recorded runs: the only place that keeps activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechvlm.errors import RunError, SiteError
+from mechvlm.models.checking import check_site
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.prompts import Prompt
+from mechvlm.sites import COMPONENTS, Component, Site
+
+__all__ = ["Run", "record"]
+
+_BY_DEFAULT = tuple(c for c in COMPONENTS if c != "result")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run of a prompt left behind: what `runs=` takes.
+
+    Attributes:
+        prompt: The prompt that was run.
+        activations: Hook name -> activation `[position ...]`.
+        logits: Last-position logits.
+    """
+
+    prompt: Prompt
+    activations: Mapping[str, Tensor]
+    logits: Float[Tensor, " vocab"]
+
+    def __getitem__(self, site: Site) -> Float[Tensor, "position *shape"]:
+        """Activation at a site, positions first; of one head where the site names one.
+
+        Raises:
+            RunError: The site was not recorded.
+        """
+        if site.hook_name not in self.activations:
+            kept = sorted({Site.parse(name).component for name in self.activations})
+            raise RunError(
+                f"this run has no {site.hook_name}: it recorded {', '.join(kept)} of"
+                " some or all layers. Record it with"
+                f" record(vlm, prompt, sites=[{site.component!r}])."
+            )
+        value = self.activations[site.hook_name]
+        return value if site.head is None else value[:, site.head]
+
+
+@torch.no_grad()
+def record(
+    vlm: HookedVLM, prompt: Prompt, sites: Iterable[Site | str] | None = None
+) -> Run:
+    """Run a prompt and keep its activations.
+
+    Args:
+        vlm: The model.
+        prompt: The prompt.
+        sites: Sites; or names of components ("resid_pre"), which mean every layer, or
+            of hooks. None keeps every component but "result". Heads are kept together.
+
+    Raises:
+        SiteError: A component or hook of this name does not exist.
+        LayerError: A layer or head does not exist.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm = mv.load("demo")
+        >>> prompt = vlm.prompt("how many objects are there ?", mv.scenes.sample(seed=0).image)
+        >>> run = mv.record(vlm, prompt, sites=["resid_pre"])
+        >>> run[mv.Site("resid_pre", layer=3)].shape[0] == prompt.layout.n
+        True
+    """
+    wanted = _BY_DEFAULT if sites is None else tuple(sites)
+    names = sorted({name for site in wanted for name in _names(vlm, site)})
+    kept: dict[str, Tensor] = {}
+
+    hooks = [(name, _keeping(kept, name)) for name in names]
+    with vlm.attn_results(hooks):
+        logits = vlm.run_with_hooks(prompt, fwd_hooks=hooks)
+    return Run(prompt, kept, logits[0, -1].clone())
+
+
+def _keeping(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
+    """A hook that keeps the activation as it is: no copy, the model writes no tensor."""
+
+    def keep(activation: Tensor, **_: object) -> None:
+        kept[name] = activation[0]
+
+    return keep
+
+
+def _names(vlm: HookedVLM, site: Site | str) -> list[str]:
+    """Hook names of a site, a hook name or a component in every layer."""
+    if isinstance(site, str) and site in COMPONENTS:
+        component = cast(Component, site)
+        layers = (None,) if component == "embed" else range(vlm.cfg.n_layers)
+        return [Site(component, layer).hook_name for layer in layers]
+    if isinstance(site, str) and "." not in site and not site.startswith("hook"):
+        raise SiteError(
+            f"no component is called {site!r}; known are {', '.join(COMPONENTS)}."
+        )
+    found = Site.parse(site) if isinstance(site, str) else site
+    check_site(vlm.cfg, found)
+    return [found.hook_name]

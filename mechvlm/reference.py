@@ -1,0 +1,157 @@
+"""The meaning of every intervention: one whole forward pass each, slow and obvious.
+
+Nothing here is clever. The engine gives the same answers with less work and is judged
+by this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from mechvlm.errors import InterventionError
+from mechvlm.interventions import (
+    Intervention,
+    Knockout,
+    Patch,
+    PathPatch,
+    parts,
+)
+from mechvlm.layout import Positions
+from mechvlm.metrics import Metric
+from mechvlm.models.checking import check
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.lowering import RunLike, Sources, hooks_of
+from mechvlm.prompts import Prompt
+from mechvlm.record import Run, record
+from mechvlm.sites import Site
+
+__all__ = ["intervene"]
+
+
+@torch.no_grad()
+def intervene(
+    vlm: HookedVLM,
+    prompt: Prompt,
+    interventions: Sequence[Intervention] | Intervention,
+    *,
+    runs: Mapping[str, RunLike] | None = None,
+    vectors: Mapping[str, Tensor] | None = None,
+    metric: Metric | None = None,
+    batch_tokens: int | None = None,
+    progress: str | None = None,
+) -> Float[Tensor, "run vocab"] | Float[Tensor, " run"]:
+    """Run a prompt once per intervention and read the last position.
+
+    Everything is checked before anything runs.
+
+    Args:
+        vlm: The model.
+        prompt: The prompt that is run.
+        interventions: One run each; a tuple inside is several at once, in order.
+        runs: Recorded runs by the names that patches use.
+        vectors: Vectors by the names that ablations and additions use.
+        metric: What to read of each run; None gives the logits.
+        batch_tokens: Most rows to compute at once. The reference has no batches and
+            takes it only to have the engine's signature.
+        progress: Words in front of a progress bar; None shows none.
+
+    Returns:
+        Last-position logits, or the metric's number, one row per intervention.
+
+    Raises:
+        InterventionError: An intervention means nothing on this prompt.
+        LayerError: A layer or head does not exist.
+        RunError: A run is not given, or lacks what is asked of it.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm = mv.load("demo")
+        >>> prompt = vlm.prompt("how many objects are there ?", mv.scenes.sample(seed=0).image)
+        >>> at = prompt.layout
+        >>> blind = mv.Knockout(range(vlm.cfg.n_layers), at["text"] - at["bos"], at["image"])
+        >>> logits = mv.reference.intervene(vlm, prompt, [mv.NOTHING, blind])
+        >>> bool((logits[0] != logits[1]).any())
+        True
+    """
+    if batch_tokens is not None and batch_tokens < 1:
+        raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
+    todo = list(interventions) if isinstance(interventions, Sequence) else [interventions]
+    if not todo:
+        raise InterventionError(
+            "the list of interventions is empty; for the clean run use [NOTHING]."
+        )
+    sources = Sources(runs or {}, vectors or {})
+    _check_all(vlm, prompt, todo, sources)
+    shown = tqdm(todo, desc=progress, disable=None if progress else True)
+    logits = torch.stack([_one(vlm, prompt, each, sources) for each in shown])
+    return logits if metric is None else metric(logits)
+
+
+def _check_all(
+    vlm: HookedVLM, prompt: Prompt, todo: Sequence[Intervention], sources: Sources
+) -> None:
+    cuts = any(isinstance(part, Knockout) for each in todo for part in parts(each))
+    reads = vlm.reads(prompt) if cuts else None
+    for each in todo:
+        check(vlm.cfg, each, prompt.layout.n, sources, reads)
+
+
+def _one(
+    vlm: HookedVLM, prompt: Prompt, intervention: Intervention, sources: Sources
+) -> Float[Tensor, " vocab"]:
+    """Last-position logits of one whole pass."""
+    intervention, sources = _without_paths(vlm, prompt, intervention, sources)
+    hooks = list(hooks_of(intervention, range(prompt.layout.n), sources))
+    with vlm.attn_results(hooks):
+        logits = vlm.run_with_hooks(prompt, fwd_hooks=hooks)
+    return logits[0, -1]
+
+
+def _without_paths(
+    vlm: HookedVLM, prompt: Prompt, intervention: Intervention, sources: Sources
+) -> tuple[Intervention, Sources]:
+    """Each path patch as patches of its receivers from a run made for it."""
+    plain: list[Intervention] = []
+    runs = dict(sources.runs)
+    for i, part in enumerate(parts(intervention)):
+        if isinstance(part, PathPatch):
+            made = f"path {i} through frozen heads"
+            runs[made] = _through_frozen_heads(vlm, prompt, part, sources)
+            to = _all(prompt) if part.to is None else part.to
+            plain += [Patch(site, to, made) for site in part.receivers]
+        else:
+            plain.append(part)
+    return tuple(plain), Sources(runs, sources.vectors)
+
+
+def _through_frozen_heads(
+    vlm: HookedVLM, prompt: Prompt, path: PathPatch, sources: Sources
+) -> Run:
+    """What the receivers get when only the senders, and MLPs after them, change.
+
+    Wang et al. 2023: every head keeps this prompt's own output, except the senders.
+    """
+    own = record(vlm, prompt, ["z"])
+    frozen = [
+        Patch(Site("z", layer), _all(prompt), "own") for layer in range(vlm.cfg.n_layers)
+    ]
+    at = _all(prompt) if path.at is None else path.at
+    sent = [Patch(site, at, path.run) for site in path.senders]
+    runs = {**sources.runs, "own": own}
+    hooks = list(
+        hooks_of((*frozen, *sent), range(prompt.layout.n), Sources(runs, {}))
+    )
+    with ExitStack() as stack:
+        stack.enter_context(vlm.attn_results(hooks))
+        stack.enter_context(vlm.hooks(fwd_hooks=hooks))
+        return record(vlm, prompt, path.receivers)
+
+
+def _all(prompt: Prompt) -> Positions:
+    return Positions.of(range(prompt.layout.n))

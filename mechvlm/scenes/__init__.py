@@ -1,0 +1,63 @@
+"""Synthetic scenes that carry their truth: pictures, masks, boxes, questions, facts."""
+
+from mechvlm.scenes.entities import (
+    FACT_QUESTIONS,
+    FACT_SENTENCES,
+    IN_PICTURE,
+    NAMES,
+    RELATIONS,
+    VALUES,
+    fact,
+    never_taught_by_picture,
+    taught_by_picture,
+)
+from mechvlm.scenes.questions import KINDS, Question, question, questions
+from mechvlm.scenes.scene import MAX_THINGS, Scene, arrange, sample, sample_scene, twin
+from mechvlm.scenes.world import (
+    CELL_PX,
+    COLORS,
+    COLUMNS,
+    GRID,
+    IMAGE_PX,
+    NUMBERS,
+    ROWS,
+    SHAPES,
+    SIZES,
+    Emblem,
+    Thing,
+    place,
+)
+
+__all__ = [
+    "CELL_PX",
+    "COLORS",
+    "COLUMNS",
+    "FACT_QUESTIONS",
+    "FACT_SENTENCES",
+    "GRID",
+    "IMAGE_PX",
+    "IN_PICTURE",
+    "KINDS",
+    "MAX_THINGS",
+    "NAMES",
+    "NUMBERS",
+    "RELATIONS",
+    "ROWS",
+    "SHAPES",
+    "SIZES",
+    "VALUES",
+    "Emblem",
+    "Question",
+    "Scene",
+    "Thing",
+    "arrange",
+    "fact",
+    "never_taught_by_picture",
+    "place",
+    "question",
+    "questions",
+    "sample",
+    "sample_scene",
+    "taught_by_picture",
+    "twin",
+]

@@ -1,0 +1,117 @@
+"use strict";
+// Shared by all kinds of figure: decoding, colours, text, read-out. Text from data goes
+// through textContent only.
+const MechVLM = (() => {
+  const kinds = {};
+  const SVG = "http://www.w3.org/2000/svg";
+  const MISSING = 65535;
+
+  function el(name, cls, text) {
+    const made = document.createElement(name);
+    if (cls) made.className = cls;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function svg(name, attributes, text) {
+    const made = document.createElementNS(SVG, name);
+    for (const key in attributes) made.setAttribute(key, attributes[key]);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function bytes(text) {
+    const raw = atob(text), out = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
+    return out;
+  }
+
+  function decode(packed) {
+    const raw = bytes(packed.data), view = new DataView(raw.buffer);
+    const out = new Float32Array(raw.length / 2), span = packed.high - packed.low;
+    for (let i = 0; i < out.length; i++) {
+      const step = view.getUint16(2 * i, true);
+      out[i] = step === MISSING ? NaN : packed.low + (step / (MISSING - 1)) * span;
+    }
+    return out;
+  }
+
+  function palette(scale) {
+    const stops = scale.stops.map((h) => [1, 3, 5].map((i) => parseInt(h.slice(i, i + 2), 16)));
+    return (value) => {
+      if (!Number.isFinite(value)) return [217, 217, 217];
+      const share = (value - scale.low) / (scale.high - scale.low || 1);
+      const at = Math.min(1, Math.max(0, share)) * (stops.length - 1);
+      const i = Math.min(stops.length - 2, Math.floor(at)), rest = at - i;
+      return stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * rest));
+    };
+  }
+
+  function number(value) {
+    if (!Number.isFinite(value)) return "no value";
+    const size = Math.abs(value);
+    if (size >= 1000) return value.toFixed(0).replace("-", "−");
+    if (size < 5e-5) return "0";
+    return String(Number(value.toPrecision(3))).replace("-", "−");
+  }
+
+  function shortened(text, most) {
+    const letters = Array.from(text);
+    return letters.length <= most ? text : letters.slice(0, most - 1).join("") + "…";
+  }
+
+  function groupAt(axis, i) {
+    const found = axis.groups.find((g) => g[1] <= i && i < g[2]);
+    return found ? found[0] : "";
+  }
+
+  function bar(scale, units) {
+    const box = el("div", "mv-bar"), ends = el("div", "mv-ends");
+    const strip = el("div", "mv-strip");
+    strip.style.background = "linear-gradient(to right," + scale.stops.join(",") + ")";
+    const marks = scale.low < 0 && scale.high > 0 ? [scale.low, 0, scale.high] : [scale.low, scale.high];
+    for (const mark of marks) ends.append(el("span", "", number(mark)));
+    box.append(strip, ends);
+    if (units) box.append(el("div", "mv-units", units));
+    return box;
+  }
+
+  // Parts of a read-out: plain strings, or {value}, {token} for emphasis.
+  function say(output, parts) {
+    output.replaceChildren();
+    parts.filter((p) => p !== "").forEach((part, i) => {
+      if (i) output.append(el("i", "", "·"));
+      if (part.token !== undefined) output.append(el("code", "", part.token));
+      else if (part.value !== undefined) output.append(el("b", "", part.value));
+      else output.append(el("span", "", part));
+    });
+  }
+
+  function ticks(low, high, most) {
+    const rough = (high - low || 1) / most, power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * ([1, 2, 5, 10].find((m) => m * power >= rough) || 10);
+    const out = [];
+    for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step)
+      out.push(Math.abs(v) < step / 1e6 ? 0 : v);
+    return out;
+  }
+
+  function begin(figure) {
+    const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
+    const plot = figure.querySelector(".mv-plot"), output = figure.querySelector(".mv-read");
+    const redraw = kinds[figure.dataset.kind](plot, spec, output, figure);
+    let width = 0;
+    const check = () => {
+      const now = Math.floor(plot.clientWidth);
+      if (now > 0 && now !== width) redraw((width = now));
+    };
+    check();
+    new ResizeObserver(() => requestAnimationFrame(check)).observe(plot);
+  }
+
+  function start() {
+    document.querySelectorAll("figure.mv").forEach(begin);
+  }
+
+  return { kinds, el, svg, bytes, decode, palette, number, shortened, groupAt, bar, say, ticks, start };
+})();

@@ -1,0 +1,149 @@
+"""Lines over layers, one for each cut."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from mechvlm.errors import ResultError
+from mechvlm.viz import stills
+from mechvlm.viz.figure import Figure
+from mechvlm.viz.labels import axis, title, units
+from mechvlm.viz.palette import LINES, scale_of
+from mechvlm.viz.payload import packed, spoken
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+__all__ = ["curves"]
+
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
+
+
+def curves(result: xr.DataArray) -> Figure:
+    """Draw one line for each entry of the first dimension over the last one.
+
+    Args:
+        result: Two dimensions, the last one "layer" or another that has an order, such
+            as ("cut", "layer"); or that one alone. `attrs["units"]` labels the values.
+
+    Returns:
+        A figure with its zero line and each line named at its end.
+
+    Raises:
+        ResultError: Other dimensions, or no finite value.
+
+    Example:
+        >>> lines = xr.DataArray([[0.0, -40.0]], dims=("cut", "layer"))
+        >>> curves(lines).kind
+        'curves'
+    """
+    if result.ndim not in (1, 2):
+        raise ResultError(
+            f"curves want (line, layer); {result.name or 'this result'} has"
+            f" {tuple(result.dims)}. Select or average the others first."
+        )
+    scale_of(result)  # refuses a result without a finite value
+    lines = result if result.ndim == 2 else result.expand_dims("line")
+    along = axis(lines, str(lines.dims[1]))
+    spec = {
+        "lines": spoken(axis(lines, str(lines.dims[0]))) | {"labels": names(lines)},
+        "cols": spoken(along),
+        "values": packed(lines.values),
+        "colours": LINES,
+        "units": units(result),
+    }
+    return Figure(result, "curves", spec, partial(drawn, lines), 440)
+
+
+def names(lines: xr.DataArray) -> list[str]:
+    """Name of each line, arrows drawn as arrows."""
+    if str(lines.dims[0]) == "line":
+        return [str(lines.name or "")]
+    found = axis(lines, str(lines.dims[0])).labels
+    return [name.replace("->", "→") for name in found]
+
+
+def drawn(lines: xr.DataArray) -> Drawing:
+    """The still picture of the lines."""
+    values = np.asarray(lines.values, dtype=float)
+    right = 0.35 + 0.07 * max(len(stills.shortened(n, 30)) for n in names(lines))
+    left, wide, above, high, below = 0.8, 5.6, 0.72, 2.9, 0.55
+    width, height = left + wide + right, above + high + below
+    drawing = stills.blank(width, height)
+    axes = drawing.add_axes((left / width, below / height, wide / width, high / height))
+    axes.axhline(0, color=stills.FAINT, lw=0.9, zorder=1)
+    at = np.arange(values.shape[1])
+    for i, line in enumerate(values):
+        look = {"color": LINES[i % len(LINES)], "ls": DASHES[i // len(LINES) % 3]}
+        axes.plot(at, line, lw=1.7, marker="o", ms=3, zorder=3, **look)
+    label_ends(drawing, lines, values, high)
+    along = axis(lines, str(lines.dims[1]))
+    step = -(-len(along.labels) // 16)
+    axes.set_xticks(at[::step], [stills.plain(t) for t in along.labels[::step]])
+    axes.set_xlabel(stills.plain(along.name))
+    axes.set_ylabel(stills.plain(units(lines)), labelpad=6)
+    axes.grid(axis="y", color="#eceef0", lw=0.7)
+    axes.set_axisbelow(True)
+    stills.quiet_axes(axes)
+    stills.headed(drawing, lines.assign_attrs(long_name=title(lines)), left)
+    return drawing
+
+
+def label_ends(
+    drawing: Drawing,
+    lines: xr.DataArray,
+    values: Float[np.ndarray, "line layer"],
+    high: float,
+) -> None:
+    """Write each line's name at its right end, moved apart where ends meet."""
+    axes = drawing.axes[0]
+    low, top = axes.get_ylim()
+    apart = 0.15 / high * (top - low)
+    ends = [last_value(line) for line in values]
+    places = spread(ends, apart)
+    n = values.shape[1]
+    for i, (name, end, place) in enumerate(
+        zip(names(lines), ends, places, strict=True)
+    ):
+        colour = LINES[i % len(LINES)]
+        axes.annotate(
+            stills.plain(stills.shortened(name, 30)), (n - 1, end), (n - 0.62, place),
+            va="center", color=colour, fontsize=stills.LABEL + 0.5, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3},
+        )  # fmt: skip
+    axes.set_ylim(low, top)
+    axes.set_xlim(-0.3, n - 0.7)
+
+
+def last_value(line: Float[np.ndarray, " layer"]) -> float:
+    """The last finite value of a line, 0 where there is none."""
+    finite = line[np.isfinite(line)]
+    return float(finite[-1]) if finite.size else 0.0
+
+
+def spread(ends: list[float], apart: float) -> list[float]:
+    """Places for labels: in the order of `ends`, `apart` from each other, as near as can be.
+
+    Neighbours that would touch form a block, and a block stands at its members' mean.
+
+    Example:
+        >>> spread([0.0, 0.0, 5.0], 1.0)
+        [-0.5, 0.5, 5.0]
+    """
+    order = sorted(range(len(ends)), key=lambda i: ends[i])
+    blocks: list[
+        list[float]
+    ] = []  # each: ends less their offsets, whose mean is its place
+    for rank, i in enumerate(order):
+        block = [ends[i] - rank * apart]
+        while blocks and np.mean(blocks[-1]) > np.mean(block):
+            block = blocks.pop() + block
+        blocks.append(block)
+    level = [float(np.mean(block)) for block in blocks for _ in block]
+    back = {i: level[rank] + rank * apart for rank, i in enumerate(order)}
+    return [back[i] for i in range(len(ends))]

@@ -1,0 +1,166 @@
+"""A figure: one live page, its still pictures, and the numbers that both show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from mechvlm.errors import ResultError
+from mechvlm.viz.files import write_atomically
+from mechvlm.viz.labels import describe, subtitle, title
+from mechvlm.viz.payload import data_uri, script_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+__all__ = ["CSP", "Figure", "asset", "scripts_of"]
+
+CSP = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
+    " script-src 'unsafe-inline' 'unsafe-eval'"
+)
+MIME = {".html": "text/html", ".png": "image/png", ".svg": "image/svg+xml"}
+
+
+def asset(name: str) -> str:
+    """Text of one of the files that a page is made of."""
+    return resources.files("mechvlm.viz").joinpath("assets", name).read_text("utf-8")
+
+
+def circuitsvis_script() -> str:
+    """Circuitsvis's bundle, found without importing it: its import loads torch."""
+    bundle = metadata.distribution("circuitsvis").locate_file(
+        "circuitsvis/dist/cdn/iife.js"
+    )
+    text = Path(str(bundle)).read_text("utf-8").replace("</script", "<\\/script")
+    return text.replace("//# sourceMappingURL=iife.js.map", "")
+
+
+def scripts_of(figures: Iterable[Figure]) -> str:
+    """Script elements that these figures need, each script once."""
+    kinds = sorted({figure.kind for figure in figures})
+    texts = [asset("core.js"), *(asset(f"{kind}.js") for kind in kinds)]
+    if "attention" in kinds:
+        texts.insert(0, circuitsvis_script())
+    start = ["MechVLM.start();"] if kinds else []
+    return "\n".join(f"<script>{text}</script>" for text in (*texts, *start))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn result: shows itself in notebooks, saves as .html, .png or .svg.
+
+    Attributes:
+        data: The labelled numbers that are drawn.
+        kind: Kind of view: "map", "curves", "overlay" or "attention".
+        spec: What the page's script draws, as plain values.
+        draw: Draws the still picture; called at most once for each format.
+        height_px: Height that the live view wants at 900 pixels of width.
+    """
+
+    data: xr.DataArray
+    kind: str
+    spec: dict[str, object] = field(repr=False)
+    draw: Callable[[], Drawing] = field(repr=False)
+    height_px: int = 520
+
+    @property
+    def alt(self) -> str:
+        """One sentence for those who do not see the figure."""
+        return describe(self.data)
+
+    def fragment(self, *, still: bool = False) -> str:
+        """The figure as an element for a page that has its style and scripts.
+
+        Args:
+            still: Also carry the PNG, for readers without scripts.
+        """
+        words, lines = escape(title(self.data)), escape(subtitle(self.data))
+        image = f'<noscript><img alt="{escape(self.alt)}" src="{data_uri(self.png, MIME[".png"])}"></noscript>'
+        return (
+            f'<figure class="mv" data-kind="{escape(self.kind)}">\n'
+            f"<figcaption><strong>{words}</strong>"
+            f"{f'<span>{lines}</span>' if lines else ''}</figcaption>\n"
+            f'<div class="mv-plot" role="img" tabindex="0" aria-label="{escape(self.alt)}">'
+            f"</div>\n{image if still else ''}"
+            '<output class="mv-read" aria-live="polite"></output>\n'
+            f'<script type="application/json">{script_json(self.spec)}</script>\n</figure>'
+        )
+
+    @cached_property
+    def html(self) -> str:
+        """The live view as one page that asks nothing of the network."""
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(title(self.data))}</title>\n"
+            f"<style>{asset('figure.css')}</style></head>\n"
+            f'<body class="mv-page">{self.fragment()}\n{scripts_of([self])}</body></html>\n'
+        )
+
+    @cached_property
+    def png(self) -> bytes:
+        """The still picture, as PNG."""
+        return self._drawn("png")
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The still picture, as SVG with its text as outlines."""
+        return self._drawn("svg")
+
+    def _drawn(self, kind: str) -> bytes:
+        from mechvlm.viz.stills import rendered
+
+        return rendered(self.draw, kind)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the figure to a file, whole or not at all.
+
+        Args:
+            path: Where to; the suffix .html, .png or .svg says what.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ResultError: The suffix is none of these.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in MIME:
+            raise ResultError(
+                f"cannot save a figure as {path.name!r}: its suffix is"
+                f" {path.suffix!r}. Use .html (live), .png or .svg (still)."
+            )
+        contents = {
+            ".html": self._page,
+            ".png": lambda: self.png,
+            ".svg": lambda: self.svg,
+        }
+        return write_atomically(path, contents[path.suffix.lower()]())
+
+    def _page(self) -> bytes:
+        return self.html.encode()
+
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> dict[str, str]:
+        """One HTML: the still, and over it the live view where scripts may run."""
+        page = escape(self.html)
+        still = data_uri(self.png, MIME[".png"])
+        return {
+            "text/html": (
+                f'<div style="position:relative;min-height:{self.height_px}px">'
+                f'<img alt="{escape(self.alt)}" src="{still}" style="max-width:100%">'
+                '<iframe sandbox="allow-scripts" title="live view" style="position:absolute;'
+                "inset:0;width:100%;height:100%;border:0;background:Canvas;color-scheme:"
+                f'light dark" srcdoc="{page}"></iframe></div>'
+            )
+        }

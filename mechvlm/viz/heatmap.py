@@ -1,0 +1,170 @@
+"""A labelled plane of numbers: layer x position, layer x head, cut x layer."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from mechvlm.errors import ResultError
+from mechvlm.viz import stills
+from mechvlm.viz.figure import Figure
+from mechvlm.viz.labels import Axis, axis, grids, subtitle, title, units
+from mechvlm.viz.palette import scale_of
+from mechvlm.viz.payload import packed, spoken, tinted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+__all__ = ["heatmap"]
+
+WIDEST = 8.2
+GUTTER = 0.2
+
+
+def heatmap(result: xr.DataArray) -> Figure:
+    """Draw a two-dimensional result as a map: rows are its first dimension.
+
+    Layers run upwards, as the residual stream does. Tokens are written under their
+    columns; a long block of image positions is named once, in the band above, and
+    shares the room that the words leave.
+
+    Args:
+        result: Any result with two dimensions. Over "position" the coordinates `token`
+            and `group` label the columns. Colours are centred on 0 where both signs
+            occur; `attrs["units"]` labels the colour bar.
+
+    Returns:
+        A figure; pointing at a cell of its live view reads it out.
+
+    Raises:
+        ResultError: The result has not two dimensions, or no finite value.
+
+    Example:
+        >>> plane = xr.DataArray([[0.0, 0.5], [1.0, 0.2]], dims=("layer", "head"))
+        >>> heatmap(plane).kind
+        'map'
+    """
+    if result.ndim != 2:
+        raise ResultError(
+            f"a heat map wants two dimensions; {result.name or 'this result'} has"
+            f" {tuple(result.dims)}. Select the others: result.sel(layer=3), or use"
+            " viz.curves for one line per cut and viz.attention for patterns."
+        )
+    down, across = (axis(result, str(dim)) for dim in result.dims)
+    spec = {
+        "rows": spoken(down),
+        "cols": spoken(across),
+        "quiet": across.quiet(),
+        "values": packed(result.values),
+        "scale": tinted(scale_of(result)),
+        "units": units(result),
+        "grids": [[g.start, g.rows, g.cols] for g in grids(result)],
+    }
+    height = 250 + max(120, min(26 * len(down.labels), 320))
+    return Figure(result, "map", spec, partial(drawn, result), height)
+
+
+def drawn(result: xr.DataArray) -> Drawing:
+    """The still picture of a map."""
+    down, across = (axis(result, str(dim)) for dim in result.dims)
+    columns = np.array(stills.edges(across, WIDEST, 0.3 if across.tokens else 0.42))
+    row = min(0.3, max(0.1, 3.4 / len(down.labels)))
+    left = 0.62 + 0.062 * max(len(stills.shortened(t, 28)) for t in down.labels)
+    below = 0.36 + 0.058 * max(
+        (len(t) for t in written(across) if t), default=2 if across.tokens else 0
+    )
+    above = 0.68 + (0.24 if across.groups else 0.0)
+    wide, high = float(columns[-1]), row * len(down.labels)
+    heading = 0.085 * max(len(title(result)), min(80, 0.8 * len(subtitle(result))))
+    width = max(left + wide + 1.05, left + heading)
+    drawing = stills.blank(width, above + high + below)
+    box = (left / width, below / (above + high + below), wide / width)
+    axes = drawing.add_axes((*box, high / (above + high + below)))
+    scale = scale_of(result)
+    axes.pcolormesh(
+        columns,
+        np.arange(len(down.labels) + 1) * row,
+        np.ma.masked_invalid(np.asarray(result.values, dtype=float)),
+        cmap=stills.colours(scale), vmin=scale.low, vmax=scale.high, rasterized=True,
+    )  # fmt: skip
+    label_rows(axes, down, row)
+    label_columns(axes, across, columns)
+    band(axes, across, columns, high)
+    stills.quiet_axes(axes)
+    stills.headed(drawing, result, left)
+    tall = min(high, 2.4)
+    stills.bar(
+        drawing, scale, result, (left + wide + GUTTER, below + high - tall, 0.1, tall)
+    )
+    return drawing
+
+
+def written(across: Axis) -> list[str]:
+    """Label of each column, "" for those that stay unlabelled."""
+    words = across.tokens or across.labels
+    return [
+        "" if silent else stills.shortened(word, 20)
+        for word, silent in zip(words, across.quiet(), strict=True)
+    ]
+
+
+def label_rows(axes: Axes, down: Axis, row: float) -> None:
+    """Name the rows; layers run upwards, all else downwards."""
+    step = math.ceil(0.14 / row)
+    shown = range(0, len(down.labels), step)
+    axes.set_yticks(
+        [(i + 0.5) * row for i in shown],
+        [
+            stills.plain(stills.shortened(down.labels[i], 28)).replace("->", "→")
+            for i in shown
+        ],
+    )
+    axes.set_ylabel(stills.plain(down.name))
+    axes.set_ylim(0, len(down.labels) * row)
+    if down.name != "layer":
+        axes.invert_yaxis()
+
+
+def label_columns(axes: Axes, across: Axis, columns: np.ndarray) -> None:
+    """Name the columns: tokens upright, plain coordinates thinned out."""
+    words = written(across)
+    middles = (columns[:-1] + columns[1:]) / 2
+    named = [i for i, word in enumerate(words) if word]
+    narrow = min((columns[i + 1] - columns[i] for i in named), default=1.0)
+    room = 0.105 if across.tokens else 0.05 + 0.07 * max(len(w) for w in words)
+    named = named[:: math.ceil(room / narrow)]
+    axes.set_xticks(
+        middles[named],
+        [stills.plain(words[i]) for i in named],
+        rotation=90 if across.tokens else 0,
+        color=stills.INK if across.tokens else stills.FAINT,
+    )
+    axes.set_xlabel(stills.plain(across.name))
+    axes.set_xlim(0, columns[-1])
+
+
+def band(axes: Axes, across: Axis, columns: np.ndarray, high: float) -> None:
+    """Name the groups of columns above the map, where the name has room."""
+    from matplotlib.transforms import blended_transform_factory
+
+    place = blended_transform_factory(axes.transData, axes.transAxes)
+    for group, start, stop in across.groups:
+        left, right = columns[start] + 0.015, columns[stop] - 0.015
+        line, text = 1 + 0.07 / high, 1 + 0.11 / high
+        strong = group == "image"
+        colour = stills.INK if strong else stills.FAINT
+        axes.plot(
+            [left, right], [line, line], transform=place, clip_on=False,
+            lw=1.1, color=colour, solid_capstyle="butt",
+        )  # fmt: skip
+        words = f"{group} ×{stop - start}" if strong and stop - start > 1 else group
+        if 0.062 * len(words) <= right - left + 0.05:
+            axes.text(
+                (left + right) / 2, text, stills.plain(words), transform=place,
+                ha="center", va="bottom", color=colour,
+            )  # fmt: skip

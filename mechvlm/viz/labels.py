@@ -1,0 +1,187 @@
+"""Words around a labelled result: axes, tokens, groups, units, and a sentence on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import xarray as xr
+
+from mechvlm.errors import ResultError
+
+__all__ = ["Axis", "axis", "describe", "number", "shown", "subtitle", "title", "units"]
+
+QUIET = 12  # a group of more positions than this is labelled once, not token by token
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One dimension of a result, in words.
+
+    Attributes:
+        name: Name of the dimension.
+        labels: Its coordinate values, as text.
+        tokens: Token at each place, made visible; empty where there are none.
+        groups: Runs of one group, as (group, start, stop); empty where there are none.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    tokens: tuple[str, ...] = ()
+    groups: tuple[tuple[str, int, int], ...] = ()
+
+    def quiet(self) -> list[bool]:
+        """Places whose token is not written: those of long image blocks."""
+        silent = [False] * len(self.labels)
+        for group, start, stop in self.groups:
+            if group == "image" and stop - start > QUIET:
+                silent[start:stop] = [True] * (stop - start)
+        return silent
+
+    def place(self, index: int) -> str:
+        """What stands at `index`, as a reader would say it."""
+        words = [f"{self.name} {self.labels[index]}"]
+        if self.tokens and not self.quiet()[index]:
+            words.append(f"“{self.tokens[index]}”")
+        words += [g for g, start, stop in self.groups if start <= index < stop]
+        return " · ".join(words)
+
+
+def shown(token: str) -> str:
+    """A token as visible text: breaks and lone spaces become signs, a word mark goes.
+
+    Example:
+        >>> shown("▁red"), shown(" "), shown("a" + chr(10))
+        ('red', '␣', 'a↵')
+    """
+    text = token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "↵")
+    text = text.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "↵")
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    return text.strip() or "␣"
+
+
+def axis(result: xr.DataArray, dim: str) -> Axis:
+    """Words for one dimension, from its coordinates.
+
+    Args:
+        result: A labelled result.
+        dim: One of its dimensions. Tokens and groups come from the coordinates
+            `token`, `group` or `<dim>_token`, `<dim>_group`, where they exist.
+
+    Returns:
+        The axis; without a coordinate its labels are 0, 1, ...
+    """
+    n = result.sizes[dim]
+    along = {
+        str(name).removeprefix(f"{dim}_"): tuple(str(value) for value in found.values)
+        for name, found in result.coords.items()
+        if found.dims == (dim,)
+    }
+    labels = along.get(dim, tuple(str(i) for i in range(n)))
+    tokens = tuple(shown(token) for token in along.get("token", ()))
+    groups, start = [], 0
+    for group, members in groupby(along.get("group", ())):
+        stop = start + len(list(members))
+        groups.append((group, start, stop))
+        start = stop
+    return Axis(dim, labels, tokens, tuple(groups))
+
+
+def number(value: float) -> str:
+    """A value for reading: three significant digits, a true minus sign.
+
+    Example:
+        >>> number(-0.12345), number(1234.5), number(float("nan"))
+        ('−0.123', '1234', 'no value')
+    """
+    if not np.isfinite(value):
+        return "no value"
+    text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def units(result: xr.DataArray) -> str:
+    """Unit of the values, or "" where the result does not say."""
+    return str(result.attrs.get("units", ""))
+
+
+def title(result: xr.DataArray) -> str:
+    """Heading of the figure: the long name, else the name."""
+    return str(result.attrs.get("long_name") or result.name or "value")
+
+
+def subtitle(result: xr.DataArray) -> str:
+    """Model, prompt and metric, so far as the result names them."""
+    attrs = result.attrs
+    words = [str(attrs["model"])] if attrs.get("model") else []
+    words += [f"“{attrs['prompt']}”"] if attrs.get("prompt") else []
+    words += [f"metric: {attrs['metric']}"] if attrs.get("metric") else []
+    return " · ".join(words)
+
+
+def describe(result: xr.DataArray) -> str:
+    """One sentence for those who do not see the figure: shape, range, extreme cell.
+
+    Args:
+        result: A labelled result with at least one finite value.
+
+    Returns:
+        Plain text.
+    """
+    values = np.asarray(result.values, dtype=float)
+    dims = [str(dim) for dim in result.dims]
+    shape = " by ".join(f"{result.sizes[d]} {d}s" for d in dims)
+    at = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
+    where = ", ".join(
+        axis(result, dim).place(int(i)) for dim, i in zip(dims, at, strict=True)
+    )
+    unit = f" ({units(result)})" if units(result) else ""
+    return (
+        f"{title(result)}{unit}, {shape}, from {number(float(np.nanmin(values)))} to"
+        f" {number(float(np.nanmax(values)))}. Strongest:"
+        f" {number(float(values[at]))} at {where}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The image positions of one view, and the rectangle of the picture they cover.
+
+    Attributes:
+        start: First position.
+        rows: Rows of cells.
+        cols: Cells in a row.
+        box: x0, y0, x1, y1 in pixels of the original picture.
+    """
+
+    start: int
+    rows: int
+    cols: int
+    box: tuple[float, float, float, float]
+
+
+def grids(result: xr.DataArray) -> tuple[Grid, ...]:
+    """Image grids that a result carries in `attrs["grids"]` (JSON).
+
+    Args:
+        result: A result over positions.
+
+    Returns:
+        One grid for each view of an image; empty where the result names none.
+
+    Raises:
+        ResultError: The attribute is not such a list.
+    """
+    text = str(result.attrs.get("grids", "[]"))
+    try:
+        return tuple(
+            Grid(int(g["start"]), int(g["rows"]), int(g["cols"]), tuple(g["box"]))
+            for g in json.loads(text)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultError(
+            f'attrs["grids"] is {text[:80]!r}; wanted a JSON list of objects with'
+            ' "start", "rows", "cols" and "box" [x0, y0, x1, y1].'
+        ) from error

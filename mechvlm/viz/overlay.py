@@ -1,0 +1,244 @@
+"""A result over positions, laid back over the picture that the positions show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from mechvlm.errors import ResultError
+from mechvlm.viz import stills
+from mechvlm.viz.figure import Figure
+from mechvlm.viz.labels import Grid, axis, grids, units
+from mechvlm.viz.palette import Scale, scale_of
+from mechvlm.viz.payload import packed, picture_uri, spoken, tinted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+__all__ = ["Outline", "Segment", "cells", "overlay", "segments"]
+
+Outline: TypeAlias = Sequence[float] | Bool[np.ndarray, "height width"]
+Segment: TypeAlias = tuple[float, float, float, float]
+
+MOST_PANELS = 40
+
+
+def overlay(
+    result: xr.DataArray,
+    image: Image.Image,
+    *,
+    outline: Outline | None = None,
+    grid: int = 0,
+) -> Figure:
+    """Lay a map over its picture, layer by layer.
+
+    Cells are coloured by value, more opaque the further from 0, over a pale grey picture.
+
+    Args:
+        result: ("layer", "position"), or ("position",), with `attrs["grids"]`.
+        image: The picture that the prompt was asked about, in its original size.
+        outline: The object: x0, y0, x1, y1 in pixels of the picture, or a bool mask
+            [height width] of its size.
+        grid: Which of the grids, where several views of the image were read.
+
+    Returns:
+        A figure; the live view has one picture per layer and reads out its cells.
+
+    Raises:
+        ResultError: Other dimensions, no such grid, or a mask of another size.
+
+    Example:
+        >>> over = xr.DataArray([[0.0, 1.0]], dims=("layer", "position"))
+        >>> over.attrs["grids"] = '[{"start": 0, "rows": 1, "cols": 2, "box": [0, 0, 8, 4]}]'
+        >>> overlay(over, Image.new("RGB", (8, 4)), outline=(4, 0, 8, 4)).kind
+        'overlay'
+    """
+    planes = cells(result, grid)
+    place = grids(result)[grid]
+    lines = segments(outline, image) if outline is not None else []
+    spec = {
+        "layers": spoken(axis(planes, "layer")),
+        "grid": [place.start, place.rows, place.cols, *place.box],
+        "size": image.size,
+        "picture": picture_uri(image),
+        "outline": [[round(v, 2) for v in line] for line in lines],
+        "values": packed(planes.values),
+        "scale": tinted(scale_of(planes)),
+        "units": units(result),
+    }
+    return Figure(
+        planes, "overlay", spec, partial(drawn, planes, image, place, lines), 720
+    )
+
+
+def cells(result: xr.DataArray, grid: int = 0) -> xr.DataArray:
+    """The image positions of a result, as rows and columns of cells.
+
+    Args:
+        result: ("layer", "position") or ("position",), with `attrs["grids"]`.
+        grid: Which of the grids.
+
+    Returns:
+        ("layer", "row", "col") in the result's unit.
+
+    Raises:
+        ResultError: Other dimensions, or no such grid.
+    """
+    if set(result.dims) not in ({"layer", "position"}, {"position"}):
+        raise ResultError(
+            f"an overlay wants (layer, position); {result.name or 'this result'} has"
+            f" {tuple(result.dims)}. Select the others first: result.sel(head=3)."
+        )
+    found = grids(result)
+    if not 0 <= grid < len(found):
+        raise ResultError(
+            f"the result has {len(found)} image grids in attrs['grids'], none is number"
+            f" {grid}. Usual cause: a prompt without an image, or attrs lost in arithmetic"
+            " (use xr.set_options(keep_attrs=True))."
+        )
+    planes = result if "layer" in result.dims else result.expand_dims("layer")
+    planes = planes.transpose("layer", "position")
+    at = whereabouts(planes, found[grid])
+    shape = (planes.sizes["layer"], found[grid].rows, found[grid].cols)
+    layers = {"layer": planes["layer"].values} if "layer" in planes.coords else {}
+    return xr.DataArray(
+        np.asarray(planes.values, dtype=float)[:, at].reshape(shape),
+        dims=("layer", "row", "col"), coords=layers, name=result.name, attrs=result.attrs,
+    )  # fmt: skip
+
+
+def whereabouts(planes: xr.DataArray, place: Grid) -> list[int]:
+    """Index of each of the grid's positions in the result."""
+    n = planes.sizes["position"]
+    known = planes["position"].values if "position" in planes.coords else range(n)
+    index = {int(position): i for i, position in enumerate(known)}
+    wanted = range(place.start, place.start + place.rows * place.cols)
+    missing = [position for position in wanted if position not in index]
+    if missing:
+        raise ResultError(
+            f"the result lacks {len(missing)} of the image's {len(wanted)} positions, the"
+            f" first is {missing[0]}. Run the analysis over all image positions."
+        )
+    return [index[position] for position in wanted]
+
+
+def segments(outline: Outline, image: Image.Image) -> list[Segment]:
+    """Straight strokes of an outline, as x0, y0, x1, y1 in pixels of the picture.
+
+    Args:
+        outline: A box x0, y0, x1, y1, or a bool mask [height width].
+        image: The picture; a mask must have its size.
+
+    Returns:
+        The border of the box or of the mask, collinear neighbours joined.
+
+    Raises:
+        ResultError: The mask has another size, or the box not four numbers.
+    """
+    given = np.asarray(outline)
+    if given.ndim == 2 and given.shape == (image.height, image.width):
+        mask = np.pad(given.astype(bool), 1)
+        across = strokes(mask[1:] != mask[:-1])
+        down = strokes((mask[:, 1:] != mask[:, :-1]).T)
+        flat = [(a - 1, at, b - 1, at) for at, a, b in across]
+        return flat + [(at, a - 1, at, b - 1) for at, a, b in down]
+    if given.shape != (4,):
+        raise ResultError(
+            f"an outline of shape {given.shape} is neither a box (x0, y0, x1, y1) nor a"
+            f" mask of the picture's {image.height} x {image.width} pixels."
+        )
+    x0, y0, x1, y1 = (float(v) for v in given)
+    return [(x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)]
+
+
+def strokes(changes: Bool[np.ndarray, "line along"]) -> list[tuple[int, int, int]]:
+    """Runs of True in each line, as (line, start, stop)."""
+    padded = np.pad(changes, ((0, 0), (1, 1))).astype(np.int8)
+    turns = np.diff(padded, axis=1)
+    starts, stops = np.argwhere(turns == 1), np.argwhere(turns == -1)
+    return [
+        (int(line), int(start), int(stop))
+        for (line, start), (_, stop) in zip(starts, stops, strict=True)
+    ]
+
+
+def drawn(
+    planes: xr.DataArray, image: Image.Image, place: Grid, lines: list[Segment]
+) -> Drawing:
+    """The still picture: the image, then one panel for each layer."""
+    n = planes.sizes["layer"]
+    shown = np.unique(np.linspace(0, n - 1, min(n, MOST_PANELS)).round().astype(int))
+    cols = min(len(shown) + 1, 6 if len(shown) < 18 else 8)
+    rows = math.ceil((len(shown) + 1) / cols)
+    wide = max(8.2, 1.3 * cols) / cols if cols > 4 else 2.0
+    high = wide * image.height / image.width + 0.26
+    left, above, below = 0.25, 0.64, 0.12
+    width = max(left + cols * wide + 0.95, 6.0)
+    drawing = stills.blank(width, above + rows * high + below)
+    scale = scale_of(planes)
+    total = above + rows * high + below
+    for panel in range(len(shown) + 1):
+        row, col = divmod(panel, cols)
+        x, y = left + col * wide, total - above - (row + 1) * high
+        box = (x / width, y / total, (wide - 0.12) / width, (high - 0.26) / total)
+        axes = drawing.add_axes(box)
+        values = planes.values[shown[panel - 1]] if panel else None
+        picture(axes, image, lines, muted=panel > 0)
+        if values is not None:
+            painted(axes, values, place, scale)
+        name = axis(planes, "layer").labels[shown[panel - 1]]
+        axes.set_title(
+            f"layer {name}" if panel else "image", fontsize=8, loc="left", pad=3
+        )
+    stills.headed(drawing, planes, left)
+    tall = min(rows * high - 0.26, 2.2)
+    corner = (left + cols * wide + 0.1, total - above - 0.26 - tall)
+    stills.bar(drawing, scale, planes, (*corner, 0.1, tall))
+    return drawing
+
+
+def pale(image: Image.Image) -> Image.Image:
+    """The picture, pale and grey, so that colours over it keep their meaning."""
+    grey = image.convert("L").convert("RGB")
+    return Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.35)
+
+
+def picture(
+    axes: Axes, image: Image.Image, lines: list[Segment], *, muted: bool
+) -> None:
+    """Show the picture in its own pixels, with the object's outline."""
+    from matplotlib.collections import LineCollection
+
+    shown = pale(image) if muted else image.convert("RGB")
+    axes.imshow(np.asarray(shown), extent=(0, image.width, image.height, 0), zorder=0)
+    strokes = [[(x0, y0), (x1, y1)] for x0, y0, x1, y1 in lines]
+    axes.add_collection(LineCollection(strokes, colors="white", lw=2.2, zorder=4))
+    axes.add_collection(LineCollection(strokes, colors=stills.INK, lw=1.0, zorder=5))
+    axes.set_xlim(0, image.width)
+    axes.set_ylim(image.height, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#c9cdd3")
+
+
+def painted(
+    axes: Axes, values: Float[np.ndarray, "row col"], place: Grid, scale: Scale
+) -> None:
+    """Colour the cells over the picture."""
+    from matplotlib.colors import Normalize
+
+    most = max(-scale.low, scale.high)
+    rgba = stills.colours(scale)(Normalize(scale.low, scale.high)(values))
+    share = np.clip(np.abs(np.nan_to_num(values)) / most, 0, 1) ** 0.7
+    rgba[..., 3] = np.where(np.isfinite(values), 0.9 * share, 0.0)
+    x0, y0, x1, y1 = place.box
+    axes.imshow(rgba, extent=(x0, x1, y1, y0), interpolation="nearest", zorder=2)

@@ -1,0 +1,176 @@
+"""Still pictures: matplotlib's object interface, one quiet style, no global state."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from mechvlm.viz.labels import Axis, subtitle, title, units
+from mechvlm.viz.palette import Scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure as Drawing
+    from matplotlib.text import Text
+
+__all__ = [
+    "FAINT", "INK", "LABEL", "PAPER", "bar", "blank", "colours", "edges", "headed",
+    "plain", "quiet_axes", "rendered", "shortened",
+]  # fmt: skip
+
+INK, FAINT, RULE, PAPER = "#20242b", "#646b76", "#c9cdd3", "#ffffff"
+LABEL = 8.0
+DPI = 160
+FAMILIES = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
+
+
+def style() -> dict[str, object]:
+    """Settings of a drawing, with the first font of ours that this machine has."""
+    from matplotlib import font_manager
+
+    here = set(font_manager.get_font_names())
+    return {
+        "font.family": [name for name in FAMILIES if name in here],
+        "font.size": LABEL,
+        "text.color": INK,
+        "axes.edgecolor": RULE,
+        "axes.labelcolor": FAINT,
+        "axes.linewidth": 0.7,
+        "xtick.color": RULE,
+        "ytick.color": RULE,
+        "xtick.labelcolor": FAINT,
+        "ytick.labelcolor": FAINT,
+        "svg.hashsalt": "mechvlm",
+        "axes.unicode_minus": True,
+    }
+
+
+def rendered(draw: Callable[[], Drawing], kind: str) -> bytes:
+    """A drawing as the bytes of a picture; the same drawing gives the same bytes.
+
+    Args:
+        draw: Makes the drawing.
+        kind: "png" or "svg".
+
+    Returns:
+        The whole file.
+    """
+    import matplotlib
+
+    out = io.BytesIO()
+    metadata = {"Software": None} if kind == "png" else {"Date": None}
+    with matplotlib.rc_context(style()), warnings.catch_warnings():
+        # A script that no font here has shows as boxes; the live view still reads well.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        draw().savefig(out, format=kind, dpi=DPI, metadata=metadata)
+    return out.getvalue()
+
+
+def blank(width: float, height: float) -> Drawing:
+    """An empty drawing of that many inches, outside pyplot's memory."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), facecolor=PAPER)
+    FigureCanvasAgg(drawing)
+    return drawing
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib prints as it stands: a dollar sign starts no formula."""
+    return text.replace("$", r"\$")
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most `most` characters, its cut marked."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def colours(scale: Scale) -> LinearSegmentedColormap:
+    """A scale as matplotlib's colour map; missing values are grey."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    made = LinearSegmentedColormap.from_list("mechvlm", scale.stops, N=512)
+    made.set_bad("#d9d9d9")
+    return made
+
+
+def edges(axis: Axis, width: float, cell: float) -> list[float]:
+    """Borders of the columns of a map, in inches from its left.
+
+    A written column is at most `cell` wide; long image blocks share what is left.
+
+    Args:
+        axis: The map's columns.
+        width: Room for all of them.
+        cell: Widest column.
+    """
+    silent = axis.quiet()
+    n_silent = sum(silent)
+    n_written = len(silent) - n_silent
+    share = width * (0.66 if n_silent else 1.0)
+    written = min(cell, share / n_written) if n_written else 0.0
+    left = width - written * n_written
+    narrow = min(cell, left / n_silent) if n_silent else 0.0
+    borders = [0.0]
+    for one in silent:
+        borders.append(borders[-1] + (narrow if one else written))
+    return borders
+
+
+def headed(drawing: Drawing, result: xr.DataArray, left: float) -> None:
+    """Write title and subtitle, `left` inches from the drawing's left edge."""
+    width, height = drawing.get_size_inches()
+    at = left / width
+    drawing.text(
+        at,
+        1 - 0.16 / height,
+        plain(title(result)),
+        va="top",
+        fontsize=11,
+        weight="bold",
+    )
+    room = int((width - left) * 15)
+    words = plain(shortened(subtitle(result), room))
+    drawing.text(at, 1 - 0.40 / height, words, va="top", fontsize=LABEL, color=FAINT)
+
+
+def bar(
+    drawing: Drawing, scale: Scale, result: xr.DataArray, box: tuple[float, ...]
+) -> None:
+    """A colour bar with units; `box` is left, bottom, width, height in inches."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    width, height = drawing.get_size_inches()
+    left, bottom, wide, high = box
+    axes = drawing.add_axes(
+        (left / width, bottom / height, wide / width, high / height)
+    )
+    made = drawing.colorbar(
+        ScalarMappable(Normalize(scale.low, scale.high), colours(scale)), cax=axes
+    )
+    made.outline.set_visible(False)  # type: ignore[operator]
+    axes.tick_params(length=2, width=0.7, pad=2)
+    axes.locator_params(nbins=5)
+    axes.set_ylabel(plain(units(result)), color=FAINT, labelpad=5)
+
+
+def quiet_axes(axes: Axes) -> None:
+    """Take away what says nothing: frame and long ticks."""
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=2, width=0.7, pad=3)
+
+
+def wide(text: Text) -> float:
+    """Width of a text in inches, as it will be drawn."""
+    drawing = text.get_figure(root=True)
+    if drawing is None:
+        return 0.0
+    return text.get_window_extent().width / drawing.dpi

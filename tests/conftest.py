@@ -1,0 +1,94 @@
+"""What holds in every test: no network, few threads, fixed seeds.
+
+Nothing here imports mechvlm, torch or transformers at the top: the variables below must
+be set before they load, and jaxtyping's hook must see mechvlm's first import.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+
+import hypothesis
+import pytest
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TRANSFORMERS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="disabled",
+    MPLBACKEND="agg",
+)
+# Tiny matrices are slower on several threads, and sums come in another order there.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every run draws the same examples; HYPOTHESIS_PROFILE=search looks for new ones.
+hypothesis.settings.register_profile(
+    "fixed", deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+# --- the network is off ---------------------------------------------------------------
+
+
+class NetworkUsed(Exception):
+    """A test reached for a machine other than this one."""
+
+
+def _is_here(host: object) -> bool:
+    """Whether `host` names this machine without asking anyone."""
+    if host in (None, "", "localhost", b"localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(str(host).split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _guarded(method):
+    def guarded(self, *args):
+        address = args[-1]
+        if self.family != getattr(socket, "AF_UNIX", None) and not _is_here(address[0]):
+            raise NetworkUsed(f"tests run without a network, not to {address}")
+        return method(self, *args)
+
+    return guarded
+
+
+def _guarded_lookup(lookup):
+    def guarded(host, *args, **kwargs):
+        if not _is_here(host):
+            raise NetworkUsed(f"tests run without a network, not to {host}")
+        return lookup(host, *args, **kwargs)
+
+    return guarded
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """Refuse every connection and name look-up that would leave this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+        patch.setattr(socket, "getaddrinfo", _guarded_lookup(socket.getaddrinfo))
+        yield
+
+
+# --- the same numbers every time ------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Start each test from one seed, where torch is loaded at all."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+# --- models and scenes ----------------------------------------------------------------
+# Fixtures that the tests share. Import mechvlm inside them, not above.
