@@ -149,7 +149,7 @@ BOOT = $(firstword $(foreach one,python3 python3.14 python3.13 python3.12 python
   $(shell $(one) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(one))))
 
 %/bin/python:
-	@test -n "$(BOOT)" || { echo "make: no Python 3.11 or newer on the PATH; say PYTHON=/path/to/python" >&2; exit 1; }
+	@test -n "$(BOOT)" || { echo "make: no Python 3.11 or newer on the PATH. If you have one elsewhere: /path/to/python3 -m venv $*, then make again" >&2; exit 1; }
 	@echo "Setting up $* (once; a few minutes)"
 	@$(BOOT) -m venv $* || { rm -rf $*; echo "make: $(BOOT) could not make $*; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 

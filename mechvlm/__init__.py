@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mechvlm.analyses.activation_patching import (
         activation_patching as activation_patching,
     )
+    from mechvlm.analyses.attention_flow import attention_patterns as attention_patterns
     from mechvlm.analyses.knockout import knockout_windows as knockout_windows
     from mechvlm.axes import labelled as labelled
     from mechvlm.axes import open_result as open_result
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mechvlm.errors import FamilyError as FamilyError
     from mechvlm.errors import HookError as HookError
     from mechvlm.errors import ImageError as ImageError
+    from mechvlm.errors import InteropError as InteropError
     from mechvlm.errors import InterventionError as InterventionError
     from mechvlm.errors import LayerError as LayerError
     from mechvlm.errors import LayoutError as LayoutError
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
     from mechvlm.metrics import probability_change as probability_change
     from mechvlm.metrics import rank as rank
     from mechvlm.metrics import recovery as recovery
-    from mechvlm.models.hooked import Generation as Generation
+    from mechvlm.models.generation import Generation as Generation
     from mechvlm.models.hooked import HookedVLM as HookedVLM
     from mechvlm.models.load import load as load
     from mechvlm.papers import cite as cite
@@ -87,11 +89,12 @@ _KEPT = MappingProxyType(
         "BlindRowError": "mechvlm.errors:BlindRowError",
         "CheckpointError": "mechvlm.errors:CheckpointError",
         "FamilyError": "mechvlm.errors:FamilyError",
-        "Generation": "mechvlm.models.hooked:Generation",
+        "Generation": "mechvlm.models.generation:Generation",
         "HookError": "mechvlm.errors:HookError",
         "HookedVLM": "mechvlm.models.hooked:HookedVLM",
         "ImageError": "mechvlm.errors:ImageError",
         "ImageGrid": "mechvlm.layout:ImageGrid",
+        "InteropError": "mechvlm.errors:InteropError",
         "InterventionError": "mechvlm.errors:InterventionError",
         "Knockout": "mechvlm.interventions:Knockout",
         "LayerError": "mechvlm.errors:LayerError",
@@ -120,6 +123,7 @@ _KEPT = MappingProxyType(
         "SiteError": "mechvlm.errors:SiteError",
         "TokenError": "mechvlm.errors:TokenError",
         "UnreadableImageError": "mechvlm.errors:UnreadableImageError",
+        "attention_patterns": "mechvlm.analyses.attention_flow:attention_patterns",
         "activation_patching": (
             "mechvlm.analyses.activation_patching:activation_patching"
         ),

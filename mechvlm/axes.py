@@ -14,14 +14,17 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 
 from mechvlm.errors import OutputError, ResultError
 
-__all__ = ["labelled", "open_result", "output_folder", "save_result"]
+__all__ = ["Labelled", "labelled", "open_result", "output_folder", "save_result"]
+
+Labelled: TypeAlias = xr.DataArray
+"""A result: values with named dimensions, labels, units and attributes."""
 
 _JSON = "json:"
 _MANIFEST = "mechvlm.json"
@@ -50,7 +53,8 @@ def labelled(
         ResultError: The shape does not fit the dimensions.
 
     Example:
-        >>> labelled([[1.0, 2.0]], name="m", units="nats", paper="-", layer=[0], head=[0, 1]).dims
+        >>> both = {"layer": [0], "head": [0, 1]}
+        >>> labelled([[1.0, 2.0]], name="m", units="nats", paper="-", **both).dims
         ('layer', 'head')
     """
     array = np.asarray(values)
@@ -62,7 +66,9 @@ def labelled(
         )
     coords = {dim: np.asarray(list(coord)) for dim, coord in dims.items()}
     described = {"units": units, "long_name": name, "paper": paper, **(attrs or {})}
-    return xr.DataArray(array, coords=coords, dims=list(dims), name=name, attrs=described)
+    return xr.DataArray(
+        array, coords=coords, dims=list(dims), name=name, attrs=described
+    )
 
 
 def save_result(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
@@ -85,7 +91,8 @@ def save_result(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".nc":
         raise ResultError(
-            f"results are saved as netCDF: wanted a path ending in .nc, got {path.name!r}."
+            f"results are saved as netCDF: wanted a path ending in .nc, got"
+            f" {path.name!r}."
         )
     try:
         _replace(_encoded(result), path)
@@ -159,7 +166,9 @@ def _check_replaceable(path: Path) -> None:
         return
     try:
         sizes = json.loads((path / _MANIFEST).read_text())["files"]
-        whole = all((path / name).stat().st_size == size for name, size in sizes.items())
+        whole = all(
+            (path / name).stat().st_size == size for name, size in sizes.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -186,7 +195,9 @@ def _replace(dataset: xr.Dataset, path: Path) -> None:
 
 def _encoded(result: xr.DataArray | xr.Dataset) -> xr.Dataset:
     if isinstance(result, xr.DataArray):
-        dataset = result.to_dataset(name=result.name or "unnamed")
+        dataset = result.to_dataset(
+            name="unnamed" if result.name is None else result.name
+        )
         dataset.attrs["mechvlm_kind"] = "array"
     else:
         dataset = result.copy()
@@ -197,7 +208,7 @@ def _encoded(result: xr.DataArray | xr.Dataset) -> xr.Dataset:
 
 
 def _encoded_attr(value: object) -> object:
-    """netCDF holds numbers and strings; everything else travels as JSON."""
+    """Numbers and strings as they are; netCDF holds no others, so they go as JSON."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     if plain or (isinstance(value, str) and not value.startswith(_JSON)):
         return value

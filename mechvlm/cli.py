@@ -18,8 +18,6 @@ from mechvlm.errors import MechVLMError
 
 __all__ = ["app", "main"]
 
-DEMO = Path(__file__).parent / "models" / "demo"
-
 
 app = typer.Typer(
     name="mechvlm",
@@ -73,12 +71,15 @@ def demo(
 @app.command()
 def info() -> None:
     """Tell what is installed, where models would run, and where the demo is."""
+    from mechvlm.models.demo import PATH
+
     facts = {"python": f"{platform.python_version()} on {platform.system()}"}
     for package in ("mechvlm", "torch", "transformers", "transformer-lens"):
         facts[package] = _version(package)
     facts["device"] = _device()
     facts["torchvision"] = _torchvision()
-    facts["demo"] = str(DEMO) if (DEMO / "config.json").exists() else f"not in {DEMO}"
+    there = (PATH / "config.json").exists()
+    facts["demo"] = str(PATH) if there else f"missing from {PATH}"
     width = max(map(len, facts))
     for name, fact in facts.items():
         typer.echo(f"{name:<{width}}  {fact}")

@@ -10,6 +10,7 @@ message alone is enough to go on.
     |-- ImageError             an image that is one too many
     |   |-- MissingImageError      a prompt that needs an image and got none
     |   `-- UnreadableImageError   a file or object that is no picture
+    |-- InteropError           another library's model that cannot be made
     |-- InterventionError      an intervention that means nothing on this prompt
     |   `-- BlindRowError          a knockout that leaves a row nothing to read
     |-- LayoutError            positions that cannot be what was asked
@@ -39,6 +40,7 @@ __all__ = [
     "FamilyError",
     "HookError",
     "ImageError",
+    "InteropError",
     "InterventionError",
     "LayerError",
     "LayoutError",
@@ -93,12 +95,26 @@ class UnreadableImageError(ImageError):
     """A file or object that is no picture."""
 
 
+class InteropError(MechVLMError, RuntimeError):
+    """Another library's model that cannot be made here."""
+
+    @classmethod
+    def version(
+        cls, makes: str, package: str, installed: str, install: str
+    ) -> InteropError:
+        """The `installed` version of a package does not have the class `makes`."""
+        return cls(
+            f"{makes} needs {install}, and {package} {installed} is installed."
+            f' Get it, in an environment of its own, with\n    pip install "{install}"'
+        )
+
+
 class InterventionError(MechVLMError, ValueError):
     """An intervention that means nothing on this prompt."""
 
 
 class BlindRowError(InterventionError):
-    """A knockout that leaves a row nothing to read, so that its attention is undefined."""
+    """A knockout that leaves a row nothing to read: its attention is undefined."""
 
 
 class LayoutError(MechVLMError, ValueError):

@@ -24,7 +24,7 @@ GROUPS = ("bos", "system", "image", "query", "template", "generated", "pad")
 DERIVED = ("last", "text", "prompt_text")
 
 Box = tuple[int | float, int | float, int | float, int | float]
-"""Left, top, right, bottom in pixels of the original image; right and bottom excluded."""
+"""Left, top, right, bottom in pixels of the original image; half-open."""
 
 Rule = Literal["any", "center"] | int | float
 
@@ -163,11 +163,11 @@ class ImageGrid:
         if isinstance(area, tuple):
             x0, y0, x1, y1 = self._checked_box(area)
             down, across = _overlap(ys, [y0, y1]), _overlap(xs, [x0, x1])
-            return down @ across.T
+            return np.asarray(down @ across.T)
         mask = self._checked_mask(area)
         down = _overlap(ys, np.arange(self.height + 1))
         across = _overlap(xs, np.arange(self.width + 1))
-        return down @ mask.astype(float) @ across.T
+        return np.asarray(down @ mask.astype(float) @ across.T)
 
     def holds_center(
         self, area: Box | Bool[np.ndarray, "height width"]
@@ -347,7 +347,7 @@ def _overlap(
     ends = np.asarray(list(spans), dtype=float)
     low = np.maximum(edges[:-1, None], ends[None, :-1])
     high = np.minimum(edges[1:, None], ends[None, 1:])
-    return np.clip(high - low, 0, None) / np.diff(edges)[:, None]
+    return np.asarray(np.clip(high - low, 0, None) / np.diff(edges)[:, None])
 
 
 def _chosen(
@@ -358,7 +358,7 @@ def _chosen(
     covered = grid.coverage(area)
     if rule == "any":
         return covered > 0
-    if isinstance(rule, str) or not 0 < rule <= 1:
+    if isinstance(rule, str) or not 0 < rule <= 1:  # type: ignore[redundant-expr]
         raise LayoutError(
             f'rule={rule!r} is not understood: wanted "any", "center" or the least'
             " covered share of a cell, a number above 0 and up to 1."

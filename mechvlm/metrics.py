@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Words(Protocol):
     """What a metric needs of a model: its word for a token."""
 
@@ -214,5 +215,3 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
 
 def _token(vlm: Words, word: str | int) -> int:
     return word if isinstance(word, int) else vlm.to_single_token(word)
-
-

@@ -65,8 +65,8 @@ def cite(result: Attributed | str) -> str:
         ResultError: The result names no paper, or one that is not known here.
 
     Example:
-        >>> print(cite("arXiv:2404.15255"))
-        Heimersheim, Nanda: How to Use and Interpret Activation Patching. 2024. arXiv:2404.15255
+        >>> cite("arXiv:2404.15255").split(":")[0]
+        'Heimersheim, Nanda'
     """
     key = result if isinstance(result, str) else result.attrs.get("paper")
     if not isinstance(key, str) or key not in PAPERS:

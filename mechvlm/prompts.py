@@ -5,6 +5,7 @@ It is one object so that no call can lose the image.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,15 @@ class Prompt:
     def ids(self) -> Int[Tensor, "1 position"]:
         """Token ids, image placeholders already expanded."""
         return self.inputs["input_ids"]
+
+    @property
+    def described(self) -> dict[str, str]:
+        """The prompt as attributes of a result: its text and its image grids."""
+        grids = [
+            {"start": g.start, "rows": g.rows, "cols": g.cols, "box": list(g.box)}
+            for g in self.layout.grids
+        ]
+        return {"prompt": self.text, "grids": json.dumps(grids)}
 
     def labels(self, dim: str = "position") -> dict[str, tuple[str, list[str]]]:
         """What each position shows and the group it is in, as coordinates of a result.

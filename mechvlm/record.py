@@ -35,7 +35,7 @@ class Run:
     activations: Mapping[str, Tensor]
     logits: Float[Tensor, " vocab"]
 
-    def __getitem__(self, site: Site) -> Float[Tensor, "position *shape"]:
+    def __getitem__(self, site: Site) -> Float[Tensor, "position ..."]:
         """Activation at a site, positions first; of one head where the site names one.
 
         Raises:
@@ -71,7 +71,8 @@ def record(
     Example:
         >>> import mechvlm as mv
         >>> vlm = mv.load("demo")
-        >>> prompt = vlm.prompt("how many objects are there ?", mv.scenes.sample(seed=0).image)
+        >>> image = mv.scenes.sample(seed=0).image
+        >>> prompt = vlm.prompt("how many objects are there ?", image)
         >>> run = mv.record(vlm, prompt, sites=["resid_pre"])
         >>> run[mv.Site("resid_pre", layer=3)].shape[0] == prompt.layout.n
         True
@@ -87,7 +88,7 @@ def record(
 
 
 def _keeping(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
-    """A hook that keeps the activation as it is: no copy, the model writes no tensor."""
+    """A hook that keeps the activation itself; the model never writes into it."""
 
     def keep(activation: Tensor, **_: object) -> None:
         kept[name] = activation[0]

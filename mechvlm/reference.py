@@ -72,16 +72,19 @@ def intervene(
     Example:
         >>> import mechvlm as mv
         >>> vlm = mv.load("demo")
-        >>> prompt = vlm.prompt("how many objects are there ?", mv.scenes.sample(seed=0).image)
+        >>> image = mv.scenes.sample(seed=0).image
+        >>> prompt = vlm.prompt("how many objects are there ?", image)
         >>> at = prompt.layout
-        >>> blind = mv.Knockout(range(vlm.cfg.n_layers), at["text"] - at["bos"], at["image"])
+        >>> blind = mv.Knockout(range(8), at["query"] | at["last"], at["image"])
         >>> logits = mv.reference.intervene(vlm, prompt, [mv.NOTHING, blind])
         >>> bool((logits[0] != logits[1]).any())
         True
     """
     if batch_tokens is not None and batch_tokens < 1:
         raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
-    todo = list(interventions) if isinstance(interventions, Sequence) else [interventions]
+    todo = (
+        list(interventions) if isinstance(interventions, Sequence) else [interventions]
+    )
     if not todo:
         raise InterventionError(
             "the list of interventions is empty; for the clean run use [NOTHING]."
@@ -109,8 +112,9 @@ def _one(
     intervention, sources = _without_paths(vlm, prompt, intervention, sources)
     hooks = list(hooks_of(intervention, range(prompt.layout.n), sources))
     with vlm.attn_results(hooks):
-        logits = vlm.run_with_hooks(prompt, fwd_hooks=hooks)
-    return logits[0, -1]
+        logits: Tensor = vlm.run_with_hooks(prompt, fwd_hooks=hooks)
+    last: Tensor = logits[0, -1]
+    return last
 
 
 def _without_paths(
@@ -139,14 +143,13 @@ def _through_frozen_heads(
     """
     own = record(vlm, prompt, ["z"])
     frozen = [
-        Patch(Site("z", layer), _all(prompt), "own") for layer in range(vlm.cfg.n_layers)
+        Patch(Site("z", layer), _all(prompt), "own")
+        for layer in range(vlm.cfg.n_layers)
     ]
     at = _all(prompt) if path.at is None else path.at
     sent = [Patch(site, at, path.run) for site in path.senders]
     runs = {**sources.runs, "own": own}
-    hooks = list(
-        hooks_of((*frozen, *sent), range(prompt.layout.n), Sources(runs, {}))
-    )
+    hooks = list(hooks_of((*frozen, *sent), range(prompt.layout.n), Sources(runs, {})))
     with ExitStack() as stack:
         stack.enter_context(vlm.attn_results(hooks))
         stack.enter_context(vlm.hooks(fwd_hooks=hooks))

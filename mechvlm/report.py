@@ -19,6 +19,10 @@ from mechvlm.viz.payload import picture_uri
 __all__ = ["Section", "page", "write"]
 
 
+NUMBER = "[-+\N{MINUS SIGN}]?[0-9.,]+ ?%?"
+NUMERIC = ' class="num"'
+
+
 @dataclass(frozen=True)
 class Section:
     """One part of a report.
@@ -134,7 +138,8 @@ def part(section: Section, number: int) -> str:
     if section.caption:
         shown.append(prose(section.caption, "caption"))
     heading = f'<h2 id="part-{number}">{escape(section.title)}</h2>\n'
-    return f'<section aria-labelledby="part-{number}">{heading}{"".join(shown)}</section>\n'
+    start = f'<section aria-labelledby="part-{number}">'
+    return f"{start}{heading}{''.join(shown)}</section>\n"
 
 
 def pictured(section: Section) -> str:
@@ -154,13 +159,16 @@ def tabled(table: Sequence[Sequence[str]]) -> str:
     head, *body = [[str(cell) for cell in row] for row in table]
     numeric = [
         bool(body)
-        and all(re.fullmatch(r"[-−+]?[\d.,]+ ?%?", row[i] or "") for row in body)
+        and all(
+            re.fullmatch("[-+\N{MINUS SIGN}]?[0-9.,]+ ?%?", row[i] or "")
+            for row in body
+        )
         for i in range(len(head))
     ]
 
     def line(row: Sequence[str], tag: str) -> str:
         cells = (
-            f"<{tag}{' class=num' if number else ''}>{escape(cell)}</{tag}>"
+            f"<{tag}{NUMERIC if number else ''}>{escape(cell)}</{tag}>"
             for cell, number in zip(row, numeric, strict=True)
         )
         return f"<tr>{''.join(cells)}</tr>"

@@ -109,8 +109,12 @@ def faults(package):
     for path in sources(package):
         here, *inner = path.relative_to(package).with_suffix("").parts
         text = path.read_text(encoding="utf-8")
-        tree = ast.parse(text, filename=str(path))
         file = path.relative_to(package.parent)
+        try:
+            tree = ast.parse(text)
+        except SyntaxError as error:
+            yield f"{file}:{error.lineno}: no Python of this version: {error.msg}"
+            continue
         if here not in FLOORS:
             yield f"{file}: {here} stands on no floor"
             continue
@@ -148,6 +152,7 @@ LONG = "def long():\n" + '    """Said\n\n    at length.\n    """\n' + "    x = 1
         ("viz/map.py", "import matplotlib", "import matplotlib inside the function"),
         ("viz/map.py", "if True:\n    import circuitsvis", "inside the function"),
         ("analyses/a.py", "from mechvlm.analyses.b import b", "one analysis imports"),
+        ("cone.py", "x = = 1", "cone.py:1: no Python of this version"),
         ("cone.py", "x = 1\n" * 451, "451 lines, more than 450"),
         ("cone.py", LONG + "    x += 1\n" * 49, "long has 51 lines"),
     ],

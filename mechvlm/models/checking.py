@@ -1,4 +1,4 @@
-"""What must hold before an intervention runs: places exist, names are given, rows can see."""
+"""What must hold before an intervention runs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def check_site(cfg: Config, site: Site) -> None:
     n_heads = cfg.n_key_value_heads if site.component in "kv" else cfg.n_heads
     if site.head is not None and site.head >= n_heads:
         kind = "key-value heads" if site.component in "kv" else "heads"
-        raise LayerError(f"{site!r}: this model has {n_heads} {kind}, 0..{n_heads - 1}.")
+        raise LayerError(
+            f"{site!r}: this model has {n_heads} {kind}, 0..{n_heads - 1}."
+        )
 
 
 def _check_inside(what: str, positions: Positions, n: int) -> None:
@@ -88,7 +90,9 @@ def _check_inside(what: str, positions: Positions, n: int) -> None:
         )
 
 
-def _check_write(cfg: Config, part: Patch | Ablate | Add, n: int, sources: Sources) -> None:
+def _check_write(
+    cfg: Config, part: Patch | Ablate | Add, n: int, sources: Sources
+) -> None:
     check_site(cfg, part.site)
     _check_inside(type(part).__name__, part.at, n)
     if isinstance(part, Patch):
@@ -130,8 +134,8 @@ def shape_at(cfg: Config, site: Site) -> tuple[int, ...]:
 def _check_run(name: str, site: Site, at: Positions, sources: Sources) -> None:
     if name not in sources.runs:
         raise RunError(
-            f"the run {name!r} is not given: runs= has {sorted(sources.runs)}. Record it"
-            " with record(vlm, prompt) and hand it over as runs={...}."
+            f"the run {name!r} is not given: runs= has {sorted(sources.runs)}. Record"
+            " it with record(vlm, prompt) and hand it over as runs={...}."
         )
     _check_inside(f"the patch from run {name!r}", at, len(sources.runs[name][site]))
 
@@ -192,7 +196,9 @@ def _check_left(reads: Tensor, left: Tensor, layer: int, head: int) -> None:
         )
 
 
-def _warn_if_idle(part: Knockout, reads: Bool[Tensor, "layer position position"]) -> None:
+def _warn_if_idle(
+    part: Knockout, reads: Bool[Tensor, "layer position position"]
+) -> None:
     if not reads[list(part.layers)][:, _block(part)[0], _block(part)[1]].any():
         warnings.warn(
             f"{part!r} cuts only pairs that the attention mask already forbids, so it"
@@ -205,4 +211,3 @@ def _warn_if_idle(part: Knockout, reads: Bool[Tensor, "layer position position"]
 def _block(part: Knockout) -> tuple[Tensor, Tensor]:
     target, source = torch.tensor(list(part.target)), torch.tensor(list(part.source))
     return target[:, None], source[None]
-

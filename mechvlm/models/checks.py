@@ -39,19 +39,25 @@ def check_model(vlm: HookedVLM) -> None:
     def seen(pattern: Tensor, **_: Any) -> None:
         sums.append(float((pattern.float().sum(dim=-1) - 1).abs().max()))
 
-    patterns = [(f"blocks.{i}.attn.hook_pattern", seen) for i in range(vlm.cfg.n_layers)]
-    hooked = vlm.run_with_hooks(prompt, fwd_hooks=[*patterns, (lambda _: True, _look)])
+    patterns = [
+        (f"blocks.{i}.attn.hook_pattern", seen) for i in range(vlm.cfg.n_layers)
+    ]
+    hooked = vlm.run_with_hooks(prompt, fwd_hooks=[*patterns, (_every, _look)])
     tolerance = _TOLERANCE.get(vlm.cfg.dtype, _HALF_TOLERANCE)
     off = float((hooked - plain).abs().max() / plain.abs().max())
     if not off <= tolerance:
         raise ModelCheckError(
-            f"the hooked forward differs from Hugging Face's by {off:.2g} of the largest"
-            f" logit (allowed {tolerance:g}). Does this version of transformers compute"
-            " something between the hook points that mechvlm does not know?"
+            f"the hooked forward differs from Hugging Face's by {off:.2g} of the"
+            f" largest logit (allowed {tolerance:g}). Does this version of transformers"
+            " compute something between the hook points that mechvlm does not know?"
         )
     if not max(sums) <= max(tolerance, 1e-4):
         raise ModelCheckError(f"attention rows miss a sum of 1 by {max(sums):.2g}.")
     _check_image(vlm, text, image, plain)
+
+
+def _every(_: str) -> bool:
+    return True
 
 
 def _look(_: Tensor, **__: Any) -> None:

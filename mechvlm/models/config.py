@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,12 @@ class Config:
             act_fn=text.hidden_act,
             dtype=model.dtype,
             device=model.device,
-            model_name=model.config.name_or_path or family.architecture,
+            model_name=_name(model.config.name_or_path) or family.architecture,
             family=family.name,
         )
+
+
+def _name(name_or_path: str) -> str:
+    """A hub name as it is; of a folder only its own name, not where it is kept."""
+    path = Path(name_or_path)
+    return path.name if path.is_absolute() or path.exists() else name_or_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def load(
     if device is not None:
         model = model.to(device)
     vlm = HookedVLM(model.eval(), processor)
+    if place is demo.PATH:
+        vlm.cfg = replace(vlm.cfg, model_name="demo")
     if check:
         check_model(vlm)
     return vlm
@@ -91,7 +94,7 @@ def _pretrained(
         config = AutoConfig.from_pretrained(place, revision=revision)
         families.find(config)
         processor = AutoProcessor.from_pretrained(place, revision=revision)
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place, revision=revision, output_loading_info=True, **kwargs
         )
     except (OSError, SafetensorError, KeyError, RuntimeError) as cause:
@@ -100,6 +103,7 @@ def _pretrained(
             " model and processor writes; a hub name needs the network once, or a"
             " filled cache with HF_HUB_OFFLINE=1."
         ) from cause
+    model, report = loaded
     return model, report, processor
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ __all__ = ["RunLike", "Sources", "hooks_of"]
 Hook = tuple[str, Callable[..., Tensor]]
 
 
+@runtime_checkable
 class RunLike(Protocol):
     """What a patch needs of a recorded run."""
 
@@ -61,7 +62,9 @@ def _rows(vector: Tensor, write: Ablate | Add) -> Tensor:
     return vector[None] if vector.ndim == alone else vector
 
 
-def hooks_of(intervention: Intervention, rows: range, sources: Sources) -> Iterator[Hook]:
+def hooks_of(
+    intervention: Intervention, rows: range, sources: Sources
+) -> Iterator[Hook]:
     """The hooks of an intervention for a forward that computes `rows`.
 
     Args:
@@ -111,7 +114,7 @@ def _cuts(part: Knockout, target: list[int]) -> Iterator[Hook]:
 
     def cut(scores: Tensor, **_: Any) -> Tensor:
         new = scores.clone()
-        # While generating, keys end at the row that is computed: later ones are not there.
+        # While generating, keys end at the row that is computed.
         source = [key for key in part.source if key < new.shape[-1]]
         keys = torch.tensor(source, dtype=torch.long)[None]
         for head in part.heads if part.heads is not None else range(new.shape[1]):
@@ -120,4 +123,3 @@ def _cuts(part: Knockout, target: list[int]) -> Iterator[Hook]:
 
     for layer in part.layers:
         yield f"blocks.{layer}.attn.hook_attn_scores", cut
-

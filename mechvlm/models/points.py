@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,11 +12,17 @@ from transformer_lens.hook_points import HookPoint
 from mechvlm.models.attention import AttentionPoints
 from mechvlm.models.family import Layer
 
-__all__ = ["Attention", "Block", "MLP", "Norm", "VisionEncoder", "VisionProjector"]
+__all__ = ["MLP", "Attention", "Block", "Norm", "VisionEncoder", "VisionProjector"]
+
+
+def _bias(linear: nn.Linear) -> Float[Tensor, " out"]:
+    """Bias of a layer; zero where it has none."""
+    bias = cast("Tensor | None", linear.bias)
+    return linear.weight.new_zeros(linear.out_features) if bias is None else bias
 
 
 class Norm(nn.Module):
-    """Hook points of an RMS norm; calling it applies the norm, as in TransformerLens."""
+    """Hook points of an RMS norm; calling it applies the norm."""
 
     def __init__(self, norm: nn.Module, eps: float, offset: float) -> None:
         """Wrap a norm of the model; its weight plus `offset` scales."""
@@ -50,7 +57,8 @@ class Norm(nn.Module):
         new = self.hook_normalized(normalized)
         if new is normalized and new_scale is scale:
             return output
-        return new * self.w
+        scaled: Tensor = new * self.w
+        return scaled
 
 
 class Attention(nn.Module):
@@ -77,54 +85,53 @@ class Attention(nn.Module):
         return AttentionPoints(*points, self.hook_attn_scores, self.hook_pattern)
 
     def _into_heads(self, linear: nn.Linear) -> Float[Tensor, "head d_model d_head"]:
-        return linear.weight.unflatten(0, (-1, self._d_head)).transpose(1, 2)
+        split: Tensor = linear.weight.unflatten(0, (-1, self._d_head))
+        return split.transpose(1, 2)
 
     def _bias(self, linear: nn.Linear) -> Float[Tensor, "head d_head"]:
-        if linear.bias is None:
-            n_heads = linear.out_features // self._d_head
-            return linear.weight.new_zeros(n_heads, self._d_head)
-        return linear.bias.unflatten(0, (-1, self._d_head))
+        split: Tensor = _bias(linear).unflatten(0, (-1, self._d_head))
+        return split
 
     @property
-    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:  # noqa: N802
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
         """Query weights."""
         return self._into_heads(self._layer.q)
 
     @property
-    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:  # noqa: N802
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
         """Key weights, one per key-value head."""
         return self._into_heads(self._layer.k)
 
     @property
-    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:  # noqa: N802
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
         """Value weights, one per key-value head."""
         return self._into_heads(self._layer.v)
 
     @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         """Output weights."""
-        return self._layer.o.weight.T.unflatten(0, (-1, self._d_head))
+        split: Tensor = self._layer.o.weight.T.unflatten(0, (-1, self._d_head))
+        return split
 
     @property
-    def b_Q(self) -> Float[Tensor, "head d_head"]:  # noqa: N802
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
         """Query bias; zero where the model has none."""
         return self._bias(self._layer.q)
 
     @property
-    def b_K(self) -> Float[Tensor, "kv_head d_head"]:  # noqa: N802
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
         """Key bias; zero where the model has none."""
         return self._bias(self._layer.k)
 
     @property
-    def b_V(self) -> Float[Tensor, "kv_head d_head"]:  # noqa: N802
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
         """Value bias; zero where the model has none."""
         return self._bias(self._layer.v)
 
     @property
-    def b_O(self) -> Float[Tensor, " d_model"]:  # noqa: N802
+    def b_O(self) -> Float[Tensor, " d_model"]:
         """Output bias; zero where the model has none."""
-        linear = self._layer.o
-        return linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+        return _bias(self._layer.o)
 
 
 class MLP(nn.Module):
@@ -139,37 +146,37 @@ class MLP(nn.Module):
         self._layer = layer
 
     @property
-    def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
+    def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
         """Weights into the activation."""
         return self._layer.gate.weight.T
 
     @property
-    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
         """Weights into the linear side."""
         return self._layer.up.weight.T
 
     @property
-    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
         """Output weights."""
         return self._layer.down.weight.T
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:
         """Bias of the linear side; zero where the model has none."""
-        linear = self._layer.up
-        return linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+        return _bias(self._layer.up)
 
     @property
     def b_out(self) -> Float[Tensor, " d_model"]:
         """Output bias; zero where the model has none."""
-        linear = self._layer.down
-        return linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+        return _bias(self._layer.down)
 
 
 class Block(nn.Module):
     """Hook points and weights of one decoder layer."""
 
-    def __init__(self, layer: Layer, d_head: int, norm: Callable[[nn.Module], Norm]) -> None:
+    def __init__(
+        self, layer: Layer, d_head: int, norm: Callable[[nn.Module], Norm]
+    ) -> None:
         """Wrap a decoder layer; `norm` wraps its norms."""
         super().__init__()
         self.hook_resid_pre = HookPoint()  # [batch position d_model], as all below
@@ -197,6 +204,11 @@ class VisionEncoder(nn.Module):
         """One pair of hook points per layer."""
         super().__init__()
         self.encoder_layers = nn.ModuleList(_EncoderLayer() for _ in range(n_layers))
+
+    @property
+    def layers(self) -> list[_EncoderLayer]:
+        """The layers' hook points, typed."""
+        return cast("list[_EncoderLayer]", list(self.encoder_layers))
 
 
 class VisionProjector(nn.Module):

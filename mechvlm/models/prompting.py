@@ -22,7 +22,7 @@ from mechvlm.layout import ImageGrid, Layout, Positions
 from mechvlm.models.family import Family
 from mechvlm.prompts import Prompt
 
-__all__ = ["ImageLike", "Prompter"]
+__all__ = ["ImageLike", "Prompter", "opened"]
 
 ImageLike = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -64,7 +64,7 @@ class Prompter:
             )
         if not text.strip():
             raise PromptError("the text is empty: there is nothing to ask.")
-        picture = _opened(image)
+        picture = None if image is None else opened(image)
         rendered = self._rendered(text, picture, system)
         spans = {"query": self._span(rendered, text, picture, system, of="query")}
         if system is not None:
@@ -73,7 +73,8 @@ class Prompter:
 
     def raw(self, text: str, image: ImageLike | None) -> Prompt:
         """A prompt of literal text; see `HookedVLM.prompt_raw`."""
-        return self._prompt(text, _opened(image), {"query": (0, len(text))})
+        picture = None if image is None else opened(image)
+        return self._prompt(text, picture, {"query": (0, len(text))})
 
     @property
     def placeholder(self) -> str:
@@ -101,13 +102,15 @@ class Prompter:
     def _span(
         self, rendered: str, text: str, image: object, system: str | None, *, of: str
     ) -> Span:
-        """Characters of the rendered prompt that are the user's, or the system's, own."""
+        """Characters of the rendered prompt that are the user's or the system's own."""
         ours = text if of == "query" else str(system)
         marked = self._rendered(
             _MARK if of == "query" else text, image, _MARK if of == "system" else system
         )
         start = marked.find(_MARK)
-        own = next((t for t in (ours, ours.strip()) if rendered[start:].startswith(t)), None)
+        own = next(
+            (t for t in (ours, ours.strip()) if rendered[start:].startswith(t)), None
+        )
         if start < 0 or own is None:
             raise PromptError(
                 f"the chat template does not show the {of} text as it was given, so its"
@@ -181,7 +184,9 @@ class Prompter:
         named = {name: Positions.of(found) for name, found in groups.items()}
         return Layout(len(ids), named, grids)
 
-    def _grids(self, at: Sequence[int], image: Image.Image | None) -> tuple[ImageGrid, ...]:
+    def _grids(
+        self, at: Sequence[int], image: Image.Image | None
+    ) -> tuple[ImageGrid, ...]:
         if image is None:
             return ()
         rows, cols = self.family.grid_shape(self.config)
@@ -200,7 +205,9 @@ class Prompter:
                 f"{type(tokenizer).__name__} cannot tell which characters a token"
                 " stands for. Load the checkpoint with its fast tokenizer."
             )
-        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        encoded = tokenizer(
+            text, add_special_tokens=special, return_offsets_mapping=True
+        )
         if list(encoded["input_ids"]) != list(ids):
             raise LayoutError(
                 "the processor's token ids are not those of the text with its image"
@@ -218,10 +225,13 @@ def _group(token: Span, spans: Mapping[str, Span]) -> str:
     return "template"
 
 
-def _opened(image: ImageLike | None) -> Image.Image | None:
-    """The picture in RGB."""
-    if image is None:
-        return None
+def opened(image: ImageLike) -> Image.Image:
+    """The picture in RGB.
+
+    Raises:
+        UnreadableImageError: The file is no picture.
+        ImageError: It is neither a picture nor a path.
+    """
     if isinstance(image, str | Path):
         try:
             with Image.open(image) as file:

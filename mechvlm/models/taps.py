@@ -100,7 +100,7 @@ def _tap_attention(stack: ExitStack, block: Block) -> None:
 
 
 def _tap_result(stack: ExitStack, block: Block) -> None:
-    """Each head's own addition to the residual stream; the layer adds up what is left."""
+    """Each head's own addition to the residual stream."""
     attn, layer = block.attn, block.layer
     d_head = attn.W_Q.shape[-1]
 
@@ -146,7 +146,7 @@ def _tap_norm(stack: ExitStack, norm: Norm) -> None:
 
 
 def _tap_vision(stack: ExitStack, model: Tapped) -> None:
-    points = model.vision_encoder.encoder_layers
+    points = model.vision_encoder.layers
     for point, layer in zip(points, model.encoder_layers, strict=True):
         if _waits(point.hook_resid_pre):
             _tap_input(stack, layer, point.hook_resid_pre)

@@ -44,8 +44,9 @@ class Vocabulary:
         """What each position shows, one string per position."""
         if isinstance(prompt, Prompt):
             return list(prompt.tokens)
-        text = isinstance(prompt, str)
-        ids = self.to_tokens(prompt) if text else torch.as_tensor(prompt)
+        if isinstance(prompt, str):
+            return self.to_str_tokens(self.to_tokens(prompt))
+        ids = torch.as_tensor(prompt)
         each = [[i] for i in ids.flatten().tolist()]
         return [str(word) for word in self.tokenizer.batch_decode(each)]
 
@@ -67,7 +68,7 @@ def _single_token(tokenizer: Any, word: str) -> int:
     found = list(tokenizer(word, add_special_tokens=False)["input_ids"])
     if len(found) != 1:
         raise TokenError(
-            f"{word!r} is {len(found)} tokens ({tokenizer.convert_ids_to_tokens(found)});"
+            f"{word!r} is {len(found)} tokens, {tokenizer.convert_ids_to_tokens(found)};"
             f" a metric needs exactly one. {_advice(tokenizer, word)}"
         )
     if found[0] == tokenizer.unk_token_id and word != tokenizer.unk_token:

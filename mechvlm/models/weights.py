@@ -1,4 +1,4 @@
-"""The weights in TransformerLens's layout, stacked over layers, and what follows from them."""
+"""The weights in TransformerLens's layout, stacked over layers."""
 
 from __future__ import annotations
 
@@ -35,75 +35,75 @@ class Weights:
         return torch.stack([read(block) for block in self.blocks])
 
     @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Embedding of each token."""
         weight: Tensor = self.hf_model.get_input_embeddings().weight
         return weight
 
     @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding; the final norm's scale is not folded in."""
         weight: Tensor = self.hf_model.get_submodule(self.family.head).weight
         return weight.T
 
     @property
-    def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
         """Bias of the unembedding; zero where the model has none."""
         bias: Tensor | None = self.hf_model.get_submodule(self.family.head).bias
         return self.W_U.new_zeros(self.W_U.shape[1]) if bias is None else bias
 
     @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
         """Query weights."""
         return self._stacked(lambda block: block.attn.W_Q)
 
     @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
-        """Key weights; a head that shares its keys with others has a copy of them."""
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Key weights; a head that shares its keys with others has a copy."""
         return self._stacked(lambda block: self._each_head(block.attn.W_K))
 
     @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
-        """Value weights; a head that shares its values with others has a copy of them."""
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Value weights; a head that shares its values with others has a copy."""
         return self._stacked(lambda block: self._each_head(block.attn.W_V))
 
     @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:  # noqa: N802
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
         """Output weights."""
         return self._stacked(lambda block: block.attn.W_O)
 
     @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:  # noqa: N802
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
         """MLP weights into the linear side."""
         return self._stacked(lambda block: block.mlp.W_in)
 
     @property
-    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"]:  # noqa: N802
+    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"]:
         """MLP weights into the activation."""
         return self._stacked(lambda block: block.mlp.W_gate)
 
     @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:  # noqa: N802
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
         """MLP output weights."""
         return self._stacked(lambda block: block.mlp.W_out)
 
     @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:  # noqa: N802
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
         """Query bias; zero where the model has none."""
         return self._stacked(lambda block: block.attn.b_Q)
 
     @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:  # noqa: N802
+    def b_K(self) -> Float[Tensor, "layer head d_head"]:
         """Key bias of each head; zero where the model has none."""
         return self._stacked(lambda block: self._each_head(block.attn.b_K))
 
     @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:  # noqa: N802
+    def b_V(self) -> Float[Tensor, "layer head d_head"]:
         """Value bias of each head; zero where the model has none."""
         return self._stacked(lambda block: self._each_head(block.attn.b_V))
 
     @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:  # noqa: N802
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
         """Attention output bias; zero where the model has none."""
         return self._stacked(lambda block: block.attn.b_O)
 
@@ -118,12 +118,12 @@ class Weights:
         return self._stacked(lambda block: block.mlp.b_out)
 
     @property
-    def QK(self) -> FactoredMatrix:  # noqa: N802
+    def QK(self) -> FactoredMatrix:
         """W_Q W_K^T of each head, as a product of two factors."""
         return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
 
     @property
-    def OV(self) -> FactoredMatrix:  # noqa: N802
+    def OV(self) -> FactoredMatrix:
         """W_V W_O of each head, as a product of two factors."""
         return FactoredMatrix(self.W_V, self.W_O)
 
@@ -132,11 +132,12 @@ class Weights:
     ) -> Float[Tensor, " d_model"]:
         """Sum of the output biases that have entered the stream before `layer`."""
         total = self.W_U.new_zeros(self.cfg.d_model)
-        for block in list(self.blocks)[:layer]:
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks[:layer]:
             total = total + block.attn.b_O
             if include_mlp_biases:
                 total = total + block.mlp.b_out
-        return total + self.blocks[layer].attn.b_O if mlp_input else total
+        return total + blocks[layer].attn.b_O if mlp_input else total
 
     def tokens_to_residual_directions(
         self, tokens: str | int | Tensor

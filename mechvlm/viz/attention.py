@@ -13,10 +13,10 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
-from mechvlm.viz.collapse import MOST_TOKENS, collapse
+from mechvlm.viz.collapse import collapse
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.heatmap import heatmap
-from mechvlm.viz.labels import axis, shown
+from mechvlm.viz.labels import axis, called, shown
 from mechvlm.viz.palette import ABOVE, Scale
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["attention", "attention_from_last", "attention_into"]
 
 MOST_CELLS = 6_000_000
+LAYERED = ("layer", "head", "target", "source")
 
 
 def attention(result: xr.DataArray, *, layer: int | None = None) -> Figure:
@@ -75,10 +76,10 @@ def attention(result: xr.DataArray, *, layer: int | None = None) -> Figure:
 
 def squared(result: xr.DataArray) -> xr.DataArray:
     """The result as (layer, head, target, source), its targets being its sources."""
-    wanted = ("layer", "head", "target", "source")
+    wanted = LAYERED
     if set(result.dims) not in (set(wanted), set(wanted[1:])):
         raise ResultError(
-            f"attention wants {wanted} or {wanted[1:]}; {result.name or 'this result'}"
+            f"attention wants {wanted} or {wanted[1:]}; {called(result)}"
             f" has {tuple(result.dims)}"
         )
     if result.sizes["target"] != result.sizes["source"]:
@@ -210,6 +211,6 @@ def name_tokens(axes: Axes, down: tuple[str, ...], across: tuple[str, ...]) -> N
         (across, axes.set_xticks, 90),
     ):
         at = range(0, len(names), math.ceil(len(names) / 20) or 1)
-        words = [stills.plain(stills.shortened(names[i], 22)) for i in at]
+        words = [stills.shortened(names[i], 22) for i in at]
         place(at, words, fontsize=7, rotation=turn)
     stills.quiet_axes(axes)

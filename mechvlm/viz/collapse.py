@@ -59,8 +59,9 @@ def collapse(
 
     Example:
         >>> words = {"token": ["a", "i", "i"], "group": ["query", "image", "image"]}
-        >>> both = {f"{d}_{k}": (d, v) for d in ("target", "source") for k, v in words.items()}
-        >>> eye = xr.DataArray(np.eye(3), dims=("target", "source"), coords=both)
+        >>> dims = ("target", "source")
+        >>> both = {f"{d}_{k}": (d, v) for d in dims for k, v in words.items()}
+        >>> eye = xr.DataArray(np.eye(3), dims=dims, coords=both)
         >>> small = collapse(eye)
         >>> small.values.tolist(), small["source_token"].values.tolist()
         ([[1.0, 0.0], [0.0, 1.0]], ['a', 'image x2 (sum)'])
@@ -78,8 +79,8 @@ def collapse(
     if len(runs) > limit:
         raise ResultError(
             f"{len(runs)} source positions are left after collapsing"
-            f" {', '.join(wanted) or 'nothing'}; at most {limit} can be shown. Select a part"
-            " of the prompt, or name more groups."
+            f" {', '.join(wanted) or 'nothing'}; at most {limit} can be shown. Select a"
+            " part of the prompt, or name more groups."
         )
     shorter = merged(result, "source", runs, "sum")
     return merged(shorter, "target", blocks(result, "target", wanted), "mean")

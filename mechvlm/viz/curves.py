@@ -12,7 +12,7 @@ from jaxtyping import Float
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.labels import axis, title, units
+from mechvlm.viz.labels import axis, called, title, units
 from mechvlm.viz.palette import LINES, scale_of
 from mechvlm.viz.payload import packed, spoken
 
@@ -44,13 +44,13 @@ def curves(result: xr.DataArray) -> Figure:
     """
     if result.ndim not in (1, 2):
         raise ResultError(
-            f"curves want (line, layer); {result.name or 'this result'} has"
+            f"curves want (line, layer); {called(result)} has"
             f" {tuple(result.dims)}. Select or average the others first."
         )
     scale_of(result)  # refuses a result without a finite value
     lines = result if result.ndim == 2 else result.expand_dims("line")
     along = axis(lines, str(lines.dims[1]))
-    spec = {
+    spec: dict[str, object] = {
         "lines": spoken(axis(lines, str(lines.dims[0]))) | {"labels": names(lines)},
         "cols": spoken(along),
         "values": packed(lines.values),
@@ -63,7 +63,7 @@ def curves(result: xr.DataArray) -> Figure:
 def names(lines: xr.DataArray) -> list[str]:
     """Name of each line, arrows drawn as arrows."""
     if str(lines.dims[0]) == "line":
-        return [str(lines.name or "")]
+        return ["" if lines.name is None else str(lines.name)]
     found = axis(lines, str(lines.dims[0])).labels
     return [name.replace("->", "→") for name in found]
 
@@ -79,14 +79,14 @@ def drawn(lines: xr.DataArray) -> Drawing:
     axes.axhline(0, color=stills.FAINT, lw=0.9, zorder=1)
     at = np.arange(values.shape[1])
     for i, line in enumerate(values):
-        look = {"color": LINES[i % len(LINES)], "ls": DASHES[i // len(LINES) % 3]}
-        axes.plot(at, line, lw=1.7, marker="o", ms=3, zorder=3, **look)
+        colour, dash = LINES[i % len(LINES)], DASHES[i // len(LINES) % 3]
+        axes.plot(at, line, lw=1.7, marker="o", ms=3, color=colour, ls=dash)
     label_ends(drawing, lines, values, high)
     along = axis(lines, str(lines.dims[1]))
     step = -(-len(along.labels) // 16)
-    axes.set_xticks(at[::step], [stills.plain(t) for t in along.labels[::step]])
-    axes.set_xlabel(stills.plain(along.name))
-    axes.set_ylabel(stills.plain(units(lines)), labelpad=6)
+    axes.set_xticks(at[::step], list(along.labels[::step]))
+    axes.set_xlabel(along.name)
+    axes.set_ylabel(units(lines), labelpad=6)
     axes.grid(axis="y", color="#eceef0", lw=0.7)
     axes.set_axisbelow(True)
     stills.quiet_axes(axes)
@@ -112,8 +112,8 @@ def label_ends(
     ):
         colour = LINES[i % len(LINES)]
         axes.annotate(
-            stills.plain(stills.shortened(name, 30)), (n - 1, end), (n - 0.62, place),
-            va="center", color=colour, fontsize=stills.LABEL + 0.5, annotation_clip=False,
+            stills.shortened(name, 30), (n - 1, end), (n - 0.62, place),
+            va="center", color=colour, fontsize=8.5, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3},
         )  # fmt: skip
     axes.set_ylim(low, top)
@@ -127,7 +127,7 @@ def last_value(line: Float[np.ndarray, " layer"]) -> float:
 
 
 def spread(ends: list[float], apart: float) -> list[float]:
-    """Places for labels: in the order of `ends`, `apart` from each other, as near as can be.
+    """Places for labels: ordered as `ends`, `apart` from each other, as near as can be.
 
     Neighbours that would touch form a block, and a block stands at its members' mean.
 

@@ -82,16 +82,19 @@ class Figure:
         Args:
             still: Also carry the PNG, for readers without scripts.
         """
-        words, lines = escape(title(self.data)), escape(subtitle(self.data))
-        image = f'<noscript><img alt="{escape(self.alt)}" src="{data_uri(self.png, MIME[".png"])}"></noscript>'
+        alt, lines = escape(self.alt), escape(subtitle(self.data))
+        image = ""
+        if still:
+            picture = data_uri(self.png, MIME[".png"])
+            image = f'<noscript><img alt="{alt}" src="{picture}"></noscript>\n'
         return (
             f'<figure class="mv" data-kind="{escape(self.kind)}">\n'
-            f"<figcaption><strong>{words}</strong>"
+            f"<figcaption><strong>{escape(title(self.data))}</strong>"
             f"{f'<span>{lines}</span>' if lines else ''}</figcaption>\n"
-            f'<div class="mv-plot" role="img" tabindex="0" aria-label="{escape(self.alt)}">'
-            f"</div>\n{image if still else ''}"
-            '<output class="mv-read" aria-live="polite"></output>\n'
-            f'<script type="application/json">{script_json(self.spec)}</script>\n</figure>'
+            f'<div class="mv-plot" role="img" tabindex="0" aria-label="{alt}"></div>\n'
+            f'{image}<output class="mv-read" aria-live="polite"></output>\n'
+            f'<script type="application/json">{script_json(self.spec)}</script>\n'
+            "</figure>"
         )
 
     @cached_property
@@ -103,7 +106,8 @@ class Figure:
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(title(self.data))}</title>\n"
             f"<style>{asset('figure.css')}</style></head>\n"
-            f'<body class="mv-page">{self.fragment()}\n{scripts_of([self])}</body></html>\n'
+            f'<body class="mv-page">{self.fragment()}\n'
+            f"{scripts_of([self])}</body></html>\n"
         )
 
     @cached_property
@@ -139,15 +143,14 @@ class Figure:
                 f"cannot save a figure as {path.name!r}: its suffix is"
                 f" {path.suffix!r}. Use .html (live), .png or .svg (still)."
             )
-        contents = {
-            ".html": self._page,
-            ".png": lambda: self.png,
-            ".svg": lambda: self.svg,
-        }
-        return write_atomically(path, contents[path.suffix.lower()]())
-
-    def _page(self) -> bytes:
-        return self.html.encode()
+        match path.suffix.lower():
+            case ".html":
+                content = self.html.encode()
+            case ".png":
+                content = self.png
+            case _:
+                content = self.svg
+        return write_atomically(path, content)
 
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
@@ -159,8 +162,8 @@ class Figure:
             "text/html": (
                 f'<div style="position:relative;min-height:{self.height_px}px">'
                 f'<img alt="{escape(self.alt)}" src="{still}" style="max-width:100%">'
-                '<iframe sandbox="allow-scripts" title="live view" style="position:absolute;'
-                "inset:0;width:100%;height:100%;border:0;background:Canvas;color-scheme:"
-                f'light dark" srcdoc="{page}"></iframe></div>'
+                '<iframe sandbox="allow-scripts" title="live view" style="position:'
+                "absolute;inset:0;width:100%;height:100%;border:0;background:Canvas;"
+                f'color-scheme:light dark" srcdoc="{page}"></iframe></div>'
             )
         }

@@ -12,7 +12,7 @@ import xarray as xr
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.labels import Axis, axis, grids, subtitle, title, units
+from mechvlm.viz.labels import QUIET, Axis, axis, called, grids, subtitle, title, units
 from mechvlm.viz.palette import scale_of
 from mechvlm.viz.payload import packed, spoken, tinted
 
@@ -24,6 +24,7 @@ __all__ = ["heatmap"]
 
 WIDEST = 8.2
 GUTTER = 0.2
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def heatmap(result: xr.DataArray) -> Figure:
@@ -51,12 +52,12 @@ def heatmap(result: xr.DataArray) -> Figure:
     """
     if result.ndim != 2:
         raise ResultError(
-            f"a heat map wants two dimensions; {result.name or 'this result'} has"
+            f"a heat map wants two dimensions; {called(result)} has"
             f" {tuple(result.dims)}. Select the others: result.sel(layer=3), or use"
             " viz.curves for one line per cut and viz.attention for patterns."
         )
     down, across = (axis(result, str(dim)) for dim in result.dims)
-    spec = {
+    spec: dict[str, object] = {
         "rows": spoken(down),
         "cols": spoken(across),
         "quiet": across.quiet(),
@@ -119,12 +120,9 @@ def label_rows(axes: Axes, down: Axis, row: float) -> None:
     shown = range(0, len(down.labels), step)
     axes.set_yticks(
         [(i + 0.5) * row for i in shown],
-        [
-            stills.plain(stills.shortened(down.labels[i], 28)).replace("->", "→")
-            for i in shown
-        ],
+        [stills.shortened(down.labels[i], 28).replace("->", "→") for i in shown],
     )
-    axes.set_ylabel(stills.plain(down.name))
+    axes.set_ylabel(down.name)
     axes.set_ylim(0, len(down.labels) * row)
     if down.name != "layer":
         axes.invert_yaxis()
@@ -140,11 +138,11 @@ def label_columns(axes: Axes, across: Axis, columns: np.ndarray) -> None:
     named = named[:: math.ceil(room / narrow)]
     axes.set_xticks(
         middles[named],
-        [stills.plain(words[i]) for i in named],
+        [words[i] for i in named],
         rotation=90 if across.tokens else 0,
         color=stills.INK if across.tokens else stills.FAINT,
     )
-    axes.set_xlabel(stills.plain(across.name))
+    axes.set_xlabel(across.name)
     axes.set_xlim(0, columns[-1])
 
 
@@ -162,9 +160,9 @@ def band(axes: Axes, across: Axis, columns: np.ndarray, high: float) -> None:
             [left, right], [line, line], transform=place, clip_on=False,
             lw=1.1, color=colour, solid_capstyle="butt",
         )  # fmt: skip
-        words = f"{group} ×{stop - start}" if strong and stop - start > 1 else group
+        words = f"{group} {TIMES}{stop - start}" if stop - start > QUIET else group
         if 0.062 * len(words) <= right - left + 0.05:
             axes.text(
-                (left + right) / 2, text, stills.plain(words), transform=place,
+                (left + right) / 2, text, words, transform=place,
                 ha="center", va="bottom", color=colour,
             )  # fmt: skip

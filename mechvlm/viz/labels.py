@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,7 +12,11 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 
-__all__ = ["Axis", "axis", "describe", "number", "shown", "subtitle", "title", "units"]
+__all__ = [
+    "QUIET",
+    "Axis", "Grid", "axis", "called", "describe", "grids", "number", "shown",
+    "subtitle", "title", "units",
+]  # fmt: skip
 
 QUIET = 12  # a group of more positions than this is labelled once, not token by token
 
@@ -93,13 +98,13 @@ def number(value: float) -> str:
     """A value for reading: three significant digits, a true minus sign.
 
     Example:
-        >>> number(-0.12345), number(1234.5), number(float("nan"))
-        ('−0.123', '1234', 'no value')
+        >>> number(0.12345), number(1234.5), number(float("nan"))
+        ('0.123', '1234', 'no value')
     """
     if not np.isfinite(value):
         return "no value"
     text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return text.replace("-", "−")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def units(result: xr.DataArray) -> str:
@@ -109,7 +114,13 @@ def units(result: xr.DataArray) -> str:
 
 def title(result: xr.DataArray) -> str:
     """Heading of the figure: the long name, else the name."""
-    return str(result.attrs.get("long_name") or result.name or "value")
+    name = "value" if result.name is None else str(result.name)
+    return str(result.attrs.get("long_name") or name)
+
+
+def called(result: xr.DataArray) -> str:
+    """How errors call the result."""
+    return "this result" if result.name is None else str(result.name)
 
 
 def subtitle(result: xr.DataArray) -> str:
@@ -162,6 +173,12 @@ class Grid:
     box: tuple[float, float, float, float]
 
 
+def boxed(values: Sequence[int | float]) -> tuple[float, float, float, float]:
+    """Four numbers as a box."""
+    x0, y0, x1, y1 = (float(value) for value in values)
+    return x0, y0, x1, y1
+
+
 def grids(result: xr.DataArray) -> tuple[Grid, ...]:
     """Image grids that a result carries in `attrs["grids"]` (JSON).
 
@@ -177,7 +194,7 @@ def grids(result: xr.DataArray) -> tuple[Grid, ...]:
     text = str(result.attrs.get("grids", "[]"))
     try:
         return tuple(
-            Grid(int(g["start"]), int(g["rows"]), int(g["cols"]), tuple(g["box"]))
+            Grid(int(g["start"]), int(g["rows"]), int(g["cols"]), boxed(g["box"]))
             for g in json.loads(text)
         )
     except (KeyError, TypeError, ValueError) as error:

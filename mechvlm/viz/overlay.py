@@ -15,7 +15,7 @@ from PIL import Image
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.labels import Grid, axis, grids, units
+from mechvlm.viz.labels import Grid, axis, called, grids, units
 from mechvlm.viz.palette import Scale, scale_of
 from mechvlm.viz.payload import packed, picture_uri, spoken, tinted
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outline", "Segment", "cells", "overlay", "segments"]
 
-Outline: TypeAlias = Sequence[float] | Bool[np.ndarray, "height width"]
+Outline: TypeAlias = Sequence[int | float] | Bool[np.ndarray, "height width"]
 Segment: TypeAlias = tuple[float, float, float, float]
 
 MOST_PANELS = 40
@@ -40,7 +40,7 @@ def overlay(
 ) -> Figure:
     """Lay a map over its picture, layer by layer.
 
-    Cells are coloured by value, more opaque the further from 0, over a pale grey picture.
+    Cells are coloured by value, more opaque the further from 0, over a grey picture.
 
     Args:
         result: ("layer", "position"), or ("position",), with `attrs["grids"]`.
@@ -56,15 +56,17 @@ def overlay(
         ResultError: Other dimensions, no such grid, or a mask of another size.
 
     Example:
+        >>> import json
         >>> over = xr.DataArray([[0.0, 1.0]], dims=("layer", "position"))
-        >>> over.attrs["grids"] = '[{"start": 0, "rows": 1, "cols": 2, "box": [0, 0, 8, 4]}]'
+        >>> grid = {"start": 0, "rows": 1, "cols": 2, "box": [0, 0, 8, 4]}
+        >>> over.attrs["grids"] = json.dumps([grid])
         >>> overlay(over, Image.new("RGB", (8, 4)), outline=(4, 0, 8, 4)).kind
         'overlay'
     """
     planes = cells(result, grid)
     place = grids(result)[grid]
     lines = segments(outline, image) if outline is not None else []
-    spec = {
+    spec: dict[str, object] = {
         "layers": spoken(axis(planes, "layer")),
         "grid": [place.start, place.rows, place.cols, *place.box],
         "size": image.size,
@@ -94,15 +96,15 @@ def cells(result: xr.DataArray, grid: int = 0) -> xr.DataArray:
     """
     if set(result.dims) not in ({"layer", "position"}, {"position"}):
         raise ResultError(
-            f"an overlay wants (layer, position); {result.name or 'this result'} has"
+            f"an overlay wants (layer, position); {called(result)} has"
             f" {tuple(result.dims)}. Select the others first: result.sel(head=3)."
         )
     found = grids(result)
     if not 0 <= grid < len(found):
         raise ResultError(
             f"the result has {len(found)} image grids in attrs['grids'], none is number"
-            f" {grid}. Usual cause: a prompt without an image, or attrs lost in arithmetic"
-            " (use xr.set_options(keep_attrs=True))."
+            f" {grid}. Usual cause: a prompt without an image, or attrs lost in"
+            " arithmetic (use xr.set_options(keep_attrs=True))."
         )
     planes = result if "layer" in result.dims else result.expand_dims("layer")
     planes = planes.transpose("layer", "position")
@@ -111,8 +113,11 @@ def cells(result: xr.DataArray, grid: int = 0) -> xr.DataArray:
     layers = {"layer": planes["layer"].values} if "layer" in planes.coords else {}
     return xr.DataArray(
         np.asarray(planes.values, dtype=float)[:, at].reshape(shape),
-        dims=("layer", "row", "col"), coords=layers, name=result.name, attrs=result.attrs,
-    )  # fmt: skip
+        dims=("layer", "row", "col"),
+        coords=layers,
+        name=result.name,
+        attrs=result.attrs,
+    )
 
 
 def whereabouts(planes: xr.DataArray, place: Grid) -> list[int]:
@@ -124,8 +129,8 @@ def whereabouts(planes: xr.DataArray, place: Grid) -> list[int]:
     missing = [position for position in wanted if position not in index]
     if missing:
         raise ResultError(
-            f"the result lacks {len(missing)} of the image's {len(wanted)} positions, the"
-            f" first is {missing[0]}. Run the analysis over all image positions."
+            f"the result lacks {len(missing)} of the image's {len(wanted)} positions,"
+            f" the first is {missing[0]}. Run the analysis over all image positions."
         )
     return [index[position] for position in wanted]
 
@@ -148,8 +153,8 @@ def segments(outline: Outline, image: Image.Image) -> list[Segment]:
         mask = np.pad(given.astype(bool), 1)
         across = strokes(mask[1:] != mask[:-1])
         down = strokes((mask[:, 1:] != mask[:, :-1]).T)
-        flat = [(a - 1, at, b - 1, at) for at, a, b in across]
-        return flat + [(at, a - 1, at, b - 1) for at, a, b in down]
+        flat = [(a - 1.0, at + 0.0, b - 1.0, at + 0.0) for at, a, b in across]
+        return flat + [(at + 0.0, a - 1.0, at + 0.0, b - 1.0) for at, a, b in down]
     if given.shape != (4,):
         raise ResultError(
             f"an outline of shape {given.shape} is neither a box (x0, y0, x1, y1) nor a"

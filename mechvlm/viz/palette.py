@@ -61,8 +61,8 @@ def scale_of(result: xr.DataArray) -> Scale:
     values = values[np.isfinite(values)]
     if values.size == 0:
         raise ResultError(
-            f"{result.name or 'the result'} holds no finite number, so there is nothing"
-            " to draw. Usual cause: a selection that left no cell."
+            "the result holds no finite number, so there is nothing to draw. Usual"
+            "  cause: a selection that left no cell."
         )
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     if low < 0 < high:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
 from mechvlm.viz.labels import Axis
@@ -33,7 +32,7 @@ def script_json(spec: Mapping[str, object]) -> str:
     return text
 
 
-def packed(values: Float[np.ndarray, "..."]) -> dict[str, object]:
+def packed(values: np.ndarray) -> dict[str, object]:
     """Values as base64 of 16-bit steps between their extremes.
 
     Args:

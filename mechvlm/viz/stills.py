@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -14,13 +15,12 @@ from mechvlm.viz.palette import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure as Drawing
-    from matplotlib.text import Text
 
 __all__ = [
     "FAINT", "INK", "LABEL", "PAPER", "bar", "blank", "colours", "edges", "headed",
-    "plain", "quiet_axes", "rendered", "shortened",
+    "quiet_axes", "rendered", "shortened",
 ]  # fmt: skip
 
 INK, FAINT, RULE, PAPER = "#20242b", "#646b76", "#c9cdd3", "#ffffff"
@@ -29,12 +29,15 @@ DPI = 160
 FAMILIES = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
-def style() -> dict[str, object]:
-    """Settings of a drawing, with the first font of ours that this machine has."""
-    from matplotlib import font_manager
+def styled() -> AbstractContextManager[None]:
+    """Our settings while it lasts, with those of our fonts that this machine has.
+
+    A dollar sign in a token starts no formula.
+    """
+    from matplotlib import font_manager, rc_context
 
     here = set(font_manager.get_font_names())
-    return {
+    settings = {
         "font.family": [name for name in FAMILIES if name in here],
         "font.size": LABEL,
         "text.color": INK,
@@ -46,8 +49,9 @@ def style() -> dict[str, object]:
         "xtick.labelcolor": FAINT,
         "ytick.labelcolor": FAINT,
         "svg.hashsalt": "mechvlm",
-        "axes.unicode_minus": True,
+        "text.parse_math": False,
     }
+    return rc_context(settings)  # type: ignore[arg-type]
 
 
 def rendered(draw: Callable[[], Drawing], kind: str) -> bytes:
@@ -60,11 +64,9 @@ def rendered(draw: Callable[[], Drawing], kind: str) -> bytes:
     Returns:
         The whole file.
     """
-    import matplotlib
-
     out = io.BytesIO()
     metadata = {"Software": None} if kind == "png" else {"Date": None}
-    with matplotlib.rc_context(style()), warnings.catch_warnings():
+    with styled(), warnings.catch_warnings():
         # A script that no font here has shows as boxes; the live view still reads well.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         draw().savefig(out, format=kind, dpi=DPI, metadata=metadata)
@@ -81,23 +83,17 @@ def blank(width: float, height: float) -> Drawing:
     return drawing
 
 
-def plain(text: str) -> str:
-    """Text that matplotlib prints as it stands: a dollar sign starts no formula."""
-    return text.replace("$", r"\$")
-
-
 def shortened(text: str, most: int) -> str:
     """Text of at most `most` characters, its cut marked."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def colours(scale: Scale) -> LinearSegmentedColormap:
+def colours(scale: Scale) -> Colormap:
     """A scale as matplotlib's colour map; missing values are grey."""
     from matplotlib.colors import LinearSegmentedColormap
 
     made = LinearSegmentedColormap.from_list("mechvlm", scale.stops, N=512)
-    made.set_bad("#d9d9d9")
-    return made
+    return made.with_extremes(bad="#d9d9d9")
 
 
 def edges(axis: Axis, width: float, cell: float) -> list[float]:
@@ -130,13 +126,13 @@ def headed(drawing: Drawing, result: xr.DataArray, left: float) -> None:
     drawing.text(
         at,
         1 - 0.16 / height,
-        plain(title(result)),
+        title(result),
         va="top",
         fontsize=11,
         weight="bold",
     )
     room = int((width - left) * 15)
-    words = plain(shortened(subtitle(result), room))
+    words = shortened(subtitle(result), room)
     drawing.text(at, 1 - 0.40 / height, words, va="top", fontsize=LABEL, color=FAINT)
 
 
@@ -155,10 +151,10 @@ def bar(
     made = drawing.colorbar(
         ScalarMappable(Normalize(scale.low, scale.high), colours(scale)), cax=axes
     )
-    made.outline.set_visible(False)  # type: ignore[operator]
+    made.outline.set_visible(False)
     axes.tick_params(length=2, width=0.7, pad=2)
     axes.locator_params(nbins=5)
-    axes.set_ylabel(plain(units(result)), color=FAINT, labelpad=5)
+    axes.set_ylabel(units(result), color=FAINT, labelpad=5)
 
 
 def quiet_axes(axes: Axes) -> None:
@@ -166,11 +162,3 @@ def quiet_axes(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.tick_params(length=2, width=0.7, pad=3)
-
-
-def wide(text: Text) -> float:
-    """Width of a text in inches, as it will be drawn."""
-    drawing = text.get_figure(root=True)
-    if drawing is None:
-        return 0.0
-    return text.get_window_extent().width / drawing.dpi

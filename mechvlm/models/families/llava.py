@@ -19,7 +19,7 @@ def _grid_shape(config: Any) -> tuple[int, int]:
             raise FamilyError(
                 'vision_feature_select_strategy="full" keeps the CLS token of the CLIP'
                 " tower, so the image has one token too many for its grid and every"
-                ' cell shifts by one. Load with vision_feature_select_strategy="default"'
+                ' cell shifts by one. Wanted: vision_feature_select_strategy="default"'
             )
     side = config.vision_config.image_size // config.vision_config.patch_size
     return side, side

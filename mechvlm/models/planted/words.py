@@ -71,7 +71,7 @@ def processor() -> LlavaProcessor:
         image_mean=[0.0, 0.0, 0.0],
         image_std=[1.0, 1.0, 1.0],
     )
-    return LlavaProcessor(  # type: ignore[no-untyped-call]  # Hugging Face types none
+    return LlavaProcessor(
         image_processor=pictures,
         tokenizer=_tokenizer(),
         patch_size=CELL_PX,
@@ -88,7 +88,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", VOCABULARY["<s>"])]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # as above
+    return PreTrainedTokenizerFast(
         tokenizer_object=words,
         bos_token="<s>",
         eos_token="</s>",

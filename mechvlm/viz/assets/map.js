@@ -161,7 +161,7 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
       const cls = strong ? "mv-strong" : "mv-faint";
       layer.append(svg("line", { x1: x0, x2: x1, y1: top - 6, y2: top - 6, class: cls }));
       const name = svg("text", { x: (x0 + x1) / 2, y: top - 12, "text-anchor": "middle", class: cls },
-        strong && to - from > 1 ? group + " ×" + (to - from) : group);
+        to - from > 12 ? group + " ×" + (to - from) : group);
       layer.append(name);
       if (name.getComputedTextLength() > x1 - x0 + 4) name.remove();
     }

@@ -1,0 +1,1 @@
+"""Analyses: one method a file; each plans, intervenes, measures and labels."""

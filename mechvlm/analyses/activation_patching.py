@@ -1,0 +1,188 @@
+"""Activation patching: which activations carry what differs between two prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import xarray as xr
+
+from mechvlm.axes import labelled
+from mechvlm.errors import InterventionError, LayerError
+from mechvlm.interventions import NOTHING, Patch
+from mechvlm.layout import Positions
+from mechvlm.metrics import Metric, recovery
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.prompts import Prompt, check_pair
+from mechvlm.record import record
+from mechvlm.reference import intervene
+from mechvlm.sites import PER_HEAD, Component, Site
+
+__all__ = ["activation_patching"]
+
+PAPER = "arXiv:2404.15255"
+
+
+def activation_patching(
+    vlm: HookedVLM,
+    clean: Prompt,
+    corrupted: Prompt,
+    *,
+    metric: Metric,
+    site: Component = "resid_pre",
+    at: str | Positions | Mapping[str, Positions] = "all",
+    direction: Literal["denoise", "noise"] = "denoise",
+    layers: Sequence[int] | range | None = None,
+    progress: bool = False,
+) -> xr.DataArray:
+    """Patch activations of one prompt into the other, one place at a time.
+
+    Denoising runs the corrupted prompt and takes clean activations: what restores the
+    answer is sufficient for it. Noising runs the clean prompt and takes corrupted ones:
+    what destroys the answer is necessary. The two are not mirror images.
+
+    Args:
+        vlm: The model.
+        clean: The prompt with the answer in question.
+        corrupted: Its twin, of the same layout, with another answer.
+        metric: What is measured at the last position, such as `logit_difference`.
+        site: Component that is patched. Per-head components (q, k, v, z, result) are
+            patched head by head, at all positions of `at` together.
+        at: "all", a group of the layout ("image", "query", "last", ...) or positions:
+            each position alone. A mapping of names to positions: each set as a whole.
+        direction: "denoise" or "noise".
+        layers: Layers to patch in; None takes all.
+        progress: Show a progress bar in a terminal.
+
+    Returns:
+        Recovery of the metric, a fraction of the gap between the clean and the
+        corrupted run: 1 where the run with the patch is as good as the clean one, 0
+        where it is as bad as the corrupted one, in both directions. Dimensions
+        (layer, position), (layer, set) for a mapping, (layer, head) per head. The
+        coordinate "raw" holds the metric itself, `attrs` its "clean" and "corrupted"
+        value.
+
+    Raises:
+        PairError: The prompts cannot be matched position by position.
+        MetricError: The metric is the same for both prompts.
+        InterventionError: There is no position to patch.
+        LayerError: A layer does not exist.
+
+    Paper: Heimersheim and Nanda 2024, arXiv:2404.15255.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm = mv.load("demo")
+        >>> red = mv.scenes.sample(seed=3, n=1).recolored(0, "red")
+        >>> ask = f"what color is the {red.things[0].shape} ?"
+        >>> clean = vlm.prompt(ask, red.image)
+        >>> corrupted = vlm.prompt(ask, red.recolored(0, "blue").image)
+        >>> metric = mv.logit_difference(vlm, "red", "blue")
+        >>> heat = mv.activation_patching(
+        ...     vlm, clean, corrupted, metric=metric, at="last", layers=[0, 7])
+        >>> heat.dims, heat.shape, float(heat[0, 0])
+        (('layer', 'position'), (2, 1), 0.0)
+    """
+    check_pair(clean, corrupted)
+    if direction not in ("denoise", "noise"):
+        raise InterventionError(
+            f"direction={direction!r}: wanted 'denoise' or 'noise'."
+        )
+    chosen = _layers(vlm, layers)
+    base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    places, labels = _places(vlm, base, site, at)
+    todo = [
+        Patch(Site(site, layer, head), positions, "donor")
+        for layer in chosen
+        for head, positions in places
+    ]
+    run = record(vlm, donor, [Site(site, layer) for layer in chosen])
+    raw = intervene(
+        vlm,
+        base,
+        [NOTHING, *todo],
+        runs={"donor": run},
+        metric=metric,
+        progress=f"{direction} {site}" if progress else None,
+    )
+    theirs = float(metric(run.logits[None])[0])
+    ours = float(raw[0])
+    good, bad = (theirs, ours) if direction == "denoise" else (ours, theirs)
+    recovery(metric, clean=good, corrupted=bad)  # refuses where there is no gap
+    raw = raw[1:].reshape(len(chosen), len(places)).cpu()
+    result = labelled(
+        ((raw - bad) / (good - bad)).numpy(),
+        name="recovery",
+        units="fraction of the clean-corrupted gap",
+        paper=PAPER,
+        attrs={
+            **clean.described,
+            "model": vlm.cfg.model_name,
+            "metric": metric.name,
+            "metric_units": metric.units,
+            "site": site,
+            "direction": direction,
+            "clean": good,
+            "corrupted": bad,
+        },
+        layer=chosen,
+        **labels,
+    )
+    result = result.assign_coords(raw=(result.dims, raw.numpy()))
+    return _with_tokens(result, base)
+
+
+def _layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:
+    chosen = list(range(vlm.cfg.n_layers) if layers is None else layers)
+    beyond = [layer for layer in chosen if not 0 <= layer < vlm.cfg.n_layers]
+    if beyond or not chosen:
+        raise LayerError(
+            f"layers {beyond or chosen} cannot be patched: this model has"
+            f" {vlm.cfg.n_layers}, 0..{vlm.cfg.n_layers - 1}."
+        )
+    return chosen
+
+
+def _places(
+    vlm: HookedVLM,
+    prompt: Prompt,
+    site: str,
+    at: str | Positions | Mapping[str, Positions],
+) -> tuple[list[tuple[int | None, Positions]], dict[str, list[int] | list[str]]]:
+    """What is patched in each layer, and the result's second dimension."""
+    if isinstance(at, Mapping):
+        if site in PER_HEAD:
+            raise InterventionError(
+                f"site {site!r} is patched head by head, so `at` must be one set of"
+                " positions or a group, not a mapping of several."
+            )
+        return [(None, positions) for positions in at.values()], {"set": list(at)}
+    every = Positions.of(range(prompt.layout.n))
+    positions = (
+        every if at == "all" else prompt.layout[at] if isinstance(at, str) else at
+    )
+    if not positions:
+        raise InterventionError(
+            f"at={at!r} is empty in this prompt, so there is nothing to patch."
+        )
+    if site not in PER_HEAD:
+        each = [(None, Positions.of(position)) for position in positions]
+        return cast("list[tuple[int | None, Positions]]", each), {
+            "position": list(positions)
+        }
+    n_heads = vlm.cfg.n_key_value_heads if site in "kv" else vlm.cfg.n_heads
+    return [(head, positions) for head in range(n_heads)], {
+        "head": list(range(n_heads))
+    }
+
+
+def _with_tokens(result: xr.DataArray, prompt: Prompt) -> xr.DataArray:
+    """Name each position's token and group."""
+    if "position" not in result.dims:
+        return result
+    at = [int(position) for position in result["position"]]
+    labels = {
+        name: (dim, [values[i] for i in at])
+        for name, (dim, values) in prompt.labels().items()
+    }
+    return result.assign_coords(labels)

@@ -1,0 +1,330 @@
+"""The main job, start to end: trace one answer through a model and write a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mechvlm import __version__
+from mechvlm.analyses.activation_patching import activation_patching
+from mechvlm.analyses.attention_flow import attention_patterns
+from mechvlm.analyses.knockout import knockout_windows
+from mechvlm.axes import Labelled, output_folder, save_result
+from mechvlm.errors import PromptError
+from mechvlm.layout import Box, Positions
+from mechvlm.metrics import logit_difference
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.load import load
+from mechvlm.models.prompting import opened
+from mechvlm.prompts import Prompt
+from mechvlm.report import Section, write
+from mechvlm.scenes import questions, sample
+from mechvlm.viz import attention, attention_from_last, curves, heatmap, overlay
+
+__all__ = ["Case", "run"]
+
+Say = Callable[[str], object]
+
+MOST_PATCHES = 1000
+"""Above this many patches, neighbouring positions are patched together."""
+
+SHOWN_LAYERS = 8
+"""Layers whose attention goes into the report."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One answer to trace: a question, a picture, and a twin where it is false.
+
+    Attributes:
+        question: What is asked of both pictures.
+        image: The picture that makes `answer` right.
+        twin: The picture that does not.
+        answer: The word whose way is traced.
+        foil: The word that the twin makes right; None takes the model's own.
+        outline: Box of the object in pixels; None where it is not known.
+        twin_says: What the twin is, in words.
+    """
+
+    question: str
+    image: Image.Image
+    twin: Image.Image
+    answer: str
+    foil: str | None
+    outline: Box | None
+    twin_says: str
+
+
+def run(
+    *,
+    model: str = "demo",
+    image: Path | None = None,
+    question: str | None = None,
+    answer: str | None = None,
+    foil: str | None = None,
+    counterfactual: Path | None = None,
+    out: Path = Path("mechvlm-demo"),
+    say: Say | None = None,
+) -> Path:
+    """Ask a model about a picture, trace the answer, and write a report.
+
+    Args:
+        model: "demo", a checkpoint folder, or a name on the hub.
+        image: The picture; None draws a scene (only for the demo model).
+        question: What is asked about it.
+        answer: The word that the picture makes right.
+        foil: The word to compare it with; None takes what the twin is answered with.
+        counterfactual: A second picture for which the answer is wrong; None takes a
+            plain one of the same mean colour.
+        out: Folder for report and results.
+        say: Where the words go; None writes them to standard output.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        PromptError: A picture of one's own without question or answer.
+        OutputError: `out` exists and is not a finished output.
+    """
+    say = _to_stdout if say is None else say
+    with output_folder(out) as folder:
+        case = _case(model, image, question, answer, foil, counterfactual)
+        vlm = load(model)
+        clean = vlm.prompt(case.question, case.image)
+        corrupted = vlm.prompt(case.question, case.twin)
+        foil = case.foil or _favourite(vlm, corrupted, but=case.answer)
+        sections = [_opening(vlm, case, clean, corrupted, foil, say)]
+        heat = _patched(vlm, clean, corrupted, case.answer, foil)
+        drop = _knocked_out(vlm, clean, case)
+        sentences = [_where_read(drop), _where_written(heat, clean)]
+        for sentence in sentences:
+            say(sentence)
+        sections += _figures(vlm, case, clean, heat, drop, sentences)
+        save_result(heat, folder / "activation_patching.nc")
+        save_result(drop, folder / "knockout_windows.nc")
+        title = f"Where does “{case.answer}” come from?"
+        write(
+            folder / "mechvlm-demo.html",
+            title,
+            sections,
+            lead=" ".join(sentences),
+            version=__version__,
+        )
+    return out / "mechvlm-demo.html"
+
+
+def _to_stdout(words: str) -> None:
+    sys.stdout.write(words + "\n")
+    sys.stdout.flush()
+
+
+def _case(
+    model: str,
+    image: Path | None,
+    question: str | None,
+    answer: str | None,
+    foil: str | None,
+    counterfactual: Path | None,
+) -> Case:
+    """The user's own picture and question, or a scene that is drawn for them."""
+    if model == "demo" and image is None and question is None and answer is None:
+        return _drawn()
+    if image is None or question is None or answer is None:
+        raise PromptError(
+            "a picture or model of your own needs all of --image FILE, --question"
+            ' "..." and --answer WORD; with none of them a scene is drawn for the demo'
+            " model."
+        )
+    picture = opened(image)
+    if counterfactual is not None:
+        twin, words = opened(counterfactual), f"the picture {counterfactual.name}"
+    else:
+        mean = np.asarray(picture).reshape(-1, 3).mean(axis=0).round().astype(int)
+        colour = (int(mean[0]), int(mean[1]), int(mean[2]))
+        twin, words = Image.new("RGB", picture.size, colour), "a plain picture"
+    return Case(question, picture, twin, answer, foil, None, words)
+
+
+def _drawn() -> Case:
+    """A scene of three objects, and its twin in which one has another colour."""
+    scene = sample(seed=11, n=3)
+    asked = questions(scene, "color")[0]
+    at = asked.about or 0
+    taken = {asked.answer, *(q.answer for q in questions(scene, "color"))}
+    foil = next(c for c in ("blue", "red", "green", "yellow") if c not in taken)
+    twin = scene.recolored(at, foil)
+    words = f"the same scene with that object in {foil}"
+    return Case(
+        asked.text, scene.image, twin.image, asked.answer, foil, scene.box(at), words
+    )
+
+
+@torch.no_grad()
+def _favourite(vlm: HookedVLM, prompt: Prompt, *, but: str) -> str:
+    """What the model says to a prompt, other than the answer."""
+    logits = vlm(prompt)[0, -1].clone()
+    logits[vlm.to_single_token(but)] = -torch.inf
+    return vlm.to_string(int(logits.argmax())).strip()
+
+
+@torch.no_grad()
+def _opening(
+    vlm: HookedVLM, case: Case, clean: Prompt, corrupted: Prompt, foil: str, say: Say
+) -> Section:
+    """Say what is asked and answered, and show it as the report's first section."""
+    rows: list[tuple[str, ...]] = [
+        ("picture", "answer", f"P({case.answer})", f"P({foil})")
+    ]
+    say(f"question   {case.question}")
+    for name, prompt in (("this one", clean), ("its twin", corrupted)):
+        p = vlm(prompt)[0, -1].softmax(dim=-1)
+        words = vlm.to_string(int(p.argmax()))
+        pair = [float(p[vlm.to_single_token(word)]) for word in (case.answer, foil)]
+        rows.append((name, words, *(f"{x:.3f}" for x in pair)))
+        say(f"{name:<10} {words}  ({case.answer} {pair[0]:.3f}, {foil} {pair[1]:.3f})")
+    both = Image.new("RGB", (case.image.width + case.twin.width, case.image.height))
+    both.paste(case.image, (0, 0))
+    both.paste(case.twin, (case.image.width, 0))
+    return Section(
+        "The question",
+        f"Asked of two pictures: `{case.question}` The twin is {case.twin_says}.",
+        image=_enlarged(both),
+        alt="The picture on the left, its twin on the right",
+        table=rows,
+    )
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    """Small pictures drawn large, pixel by pixel."""
+    factor = max(1, 480 // image.width)
+    size = image.width * factor, image.height * factor
+    return image.resize(size, Image.Resampling.NEAREST)
+
+
+def _patched(
+    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, answer: str, foil: str
+) -> Labelled:
+    """Recovery by layer and position; large models in blocks of neighbours."""
+    metric = logit_difference(vlm, answer, foil)
+    blocks = _blocks(clean, MOST_PATCHES // vlm.cfg.n_layers)
+    heat = activation_patching(
+        vlm, clean, corrupted, metric=metric, at=blocks, progress=True
+    )
+    names = [name for name, block in blocks.items() for _ in block]
+    positions = [position for block in blocks.values() for position in block]
+    spread = heat.sel(set=names).rename(set="position")
+    spread = spread.assign_coords(position=positions).sortby("position")
+    return spread.assign_coords(clean.labels())
+
+
+def _blocks(prompt: Prompt, most: int) -> dict[str, Positions]:
+    """Positions alone; where that is too many, square blocks of image cells."""
+    layout = prompt.layout
+    side = 1
+    while True:
+        blocks = {str(at): Positions.of(at) for at in layout["text"]}
+        for g, grid in enumerate(layout.grids):
+            for row in range(grid.rows):
+                for col in range(grid.cols):
+                    name = f"{g}/{row // side}/{col // side}"
+                    here = Positions.of(grid.position(row, col))
+                    blocks[name] = blocks.get(name, Positions()) | here
+        if len(blocks) <= most or side >= 8:
+            return blocks
+        side += 1
+
+
+def _knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
+    """Curves of the cuts that tell how the image reaches the answer."""
+    layout = prompt.layout
+    cuts: dict[str, tuple[str | Positions, str | Positions]] = {
+        "image → last": ("last", "image"),
+        "question → last": ("last", "query"),
+        "image → question": ("query", "image"),
+    }
+    if case.outline is not None:
+        seen = layout.region(case.outline)
+        cuts = {
+            "object → last": ("last", seen),
+            "background → last": ("last", layout["image"] - seen),
+            **cuts,
+        }
+    return knockout_windows(vlm, prompt, cuts, answer=case.answer, progress=True)
+
+
+def _where_read(drop: Labelled) -> str:
+    """One sentence: the window whose cut from the image costs most."""
+    line = drop.sel(cut="image → last").values
+    at, width = int(line.argmin()), int(drop.attrs["width"])
+    stop = min(at + width, len(line)) - 1
+    if line[at] > -5:
+        return (
+            "Read: no window of layers shows the last position reading the image; the"
+            f" costliest cut, in {_layers(at, stop)}, changes the answer's probability"
+            f" by {line[at]:.0f} %."
+        )
+    return (
+        f"Read: the last position reads the image in {_layers(at, stop)}; cutting it"
+        f" there costs {-line[at]:.0f} % of the answer's probability."
+    )
+
+
+def _layers(first: int, last: int) -> str:
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
+def _where_written(heat: Labelled, prompt: Prompt) -> str:
+    """One sentence: from which layer on the last position carries the answer."""
+    line = heat.sel(position=prompt.layout.last).values
+    carries = np.flatnonzero(line >= 0.5)
+    if not len(carries):
+        return "Written: no layer's input has the answer at the last position yet."
+    at = int(carries[0])
+    layer = int(heat["layer"][at])
+    return (
+        f"Written: from the input of layer {layer} on the answer stands at the last"
+        f" position; patching that one position there restores {100 * line[at]:.0f} %"
+        " of it."
+    )
+
+
+def _figures(
+    vlm: HookedVLM,
+    case: Case,
+    prompt: Prompt,
+    heat: Labelled,
+    drop: Labelled,
+    sentences: list[str],
+) -> list[Section]:
+    """The four views: on the image, by token, by cut, and attention itself."""
+    step = -(-vlm.cfg.n_layers // SHOWN_LAYERS)
+    layers = range(0, vlm.cfg.n_layers, step)
+    patterns = attention_patterns(vlm, prompt, layers=layers)
+    reading = int(drop.sel(cut="image → last").values.argmin())
+    shown = min(layers, key=lambda layer: abs(layer - reading))
+    return [
+        Section(
+            "Where on the image",
+            "Each cell's residual stream is taken from the clean run into the twin's,"
+            " one cell and layer at a time. Bright cells bring the answer back.",
+            figure=overlay(heat, case.image, outline=case.outline),
+        ),
+        Section("At which token", sentences[1], figure=heatmap(heat)),
+        Section("Who reads whom", sentences[0], figure=curves(drop)),
+        Section(
+            "What the last token attends to",
+            "Attention of each head from the last position, image positions summed.",
+            figure=attention_from_last(patterns, layer=shown),
+        ),
+        Section(
+            "All heads",
+            "Choose a layer and a head; image positions are shown as one.",
+            figure=attention(patterns, layer=shown),
+        ),
+    ]
