@@ -28,6 +28,8 @@ Labelled: TypeAlias = xr.DataArray
 
 _JSON = "json:"
 _MANIFEST = "mechvlm.json"
+_IN_FILE = "mechvlm_values"
+"""Name of an array inside its file; its own may hold what netCDF names may not."""
 
 
 def labelled(
@@ -85,7 +87,7 @@ def save_result(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
         The path written.
 
     Raises:
-        ResultError: The suffix is not .nc.
+        ResultError: The suffix is not .nc, or netCDF cannot hold the result.
         OutputError: The file cannot be written.
     """
     path = Path(path)
@@ -111,20 +113,12 @@ def open_result(path: str | Path) -> xr.DataArray | xr.Dataset:
     """
     path = Path(path)
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as stored:
-            loaded = stored.load()
+        return _stored(path)
     except (OSError, ValueError, KeyError) as cause:
         raise OutputError(
             f"cannot open {path} as a result: {cause}. If the file is there, its"
             " writing or copying was interrupted; make it again."
         ) from cause
-    for variable in loaded.variables.values():
-        variable.attrs = _decoded_attrs(variable.attrs)
-    loaded.attrs = _decoded_attrs(loaded.attrs)
-    if loaded.attrs.pop("mechvlm_kind", "dataset") == "array":
-        array = loaded[next(iter(loaded.data_vars))]
-        return array.rename(None) if array.name == "unnamed" else array
-    return loaded
 
 
 @contextmanager
@@ -146,18 +140,36 @@ def output_folder(path: str | Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield partial
-        sizes = {
-            str(file.relative_to(partial)): file.stat().st_size
-            for file in sorted(partial.rglob("*"))
-            if file.is_file()
-        }
-        (partial / _MANIFEST).write_text(json.dumps({"files": sizes}, indent=1))
-        if path.exists():
-            shutil.rmtree(path)
+        manifest = json.dumps({"files": _sizes(partial)}, indent=1)
+        (partial / _MANIFEST).write_text(manifest)
         partial.chmod(0o755)
-        partial.rename(path)
+        _exchange(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a folder in its place; the one that was there goes last, or comes back."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = new.with_name(f"{new.name}-old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Size in bytes of every file below a folder, by its path from there."""
+    return {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _check_replaceable(path: Path) -> None:
@@ -166,9 +178,7 @@ def _check_replaceable(path: Path) -> None:
         return
     try:
         sizes = json.loads((path / _MANIFEST).read_text())["files"]
-        whole = all(
-            (path / name).stat().st_size == size for name, size in sizes.items()
-        )
+        whole = _sizes(path) == sizes | {_MANIFEST: (path / _MANIFEST).stat().st_size}
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -184,7 +194,7 @@ def _replace(dataset: xr.Dataset, path: Path) -> None:
     os.close(handle)
     partial = Path(name)
     try:
-        dataset.to_netcdf(partial, engine="h5netcdf")
+        _write(dataset, partial)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.chmod(0o644)
@@ -193,26 +203,62 @@ def _replace(dataset: xr.Dataset, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _write(dataset: xr.Dataset, file: Path) -> None:
+    """Write netCDF and read it back: its conventions give some names a meaning."""
+    try:
+        dataset.to_netcdf(file, engine="h5netcdf")
+    except (TypeError, ValueError, NotImplementedError) as cause:
+        raise ResultError(f"netCDF cannot hold this result: {cause}.") from cause
+    if not _encoded(_stored(file)).identical(dataset):
+        raise ResultError(
+            "this result would not come back from netCDF as it is. Usual causes: None"
+            " among the strings of a coordinate, a space in a coordinate's name, or an"
+            ' attribute whose name netCDF reserves ("scale_factor", "_FillValue").'
+        )
+
+
+def _stored(path: Path) -> xr.DataArray | xr.Dataset:
+    with xr.open_dataset(path, engine="h5netcdf") as stored:
+        loaded = stored.load()
+    for variable in loaded.variables.values():
+        variable.attrs = _decoded_attrs(variable.attrs)
+    loaded.attrs = _decoded_attrs(loaded.attrs)
+    if loaded.attrs.pop("mechvlm_kind", "dataset") == "dataset":
+        return loaded
+    array = loaded[next(iter(loaded.data_vars))]
+    return array.rename(loaded.attrs.get("mechvlm_name", array.name))
+
+
 def _encoded(result: xr.DataArray | xr.Dataset) -> xr.Dataset:
     if isinstance(result, xr.DataArray):
-        dataset = result.to_dataset(
-            name="unnamed" if result.name is None else result.name
-        )
-        dataset.attrs["mechvlm_kind"] = "array"
+        dataset = result.to_dataset(name=_IN_FILE)
+        dataset.attrs |= {"mechvlm_kind": "array", "mechvlm_name": result.name}
     else:
         dataset = result.copy()
     for variable in dataset.variables.values():
-        variable.attrs = {k: _encoded_attr(v) for k, v in variable.attrs.items()}
-    dataset.attrs = {k: _encoded_attr(v) for k, v in dataset.attrs.items()}
+        variable.attrs = _encoded_attrs(variable.attrs)
+    dataset.attrs = _encoded_attrs(dataset.attrs)
     return dataset
 
 
-def _encoded_attr(value: object) -> object:
-    """Numbers and strings as they are; netCDF holds no others, so they go as JSON."""
+def _encoded_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: _encoded_attr(key, value) for key, value in attrs.items()}
+
+
+def _encoded_attr(key: object, value: object) -> object:
+    """Numbers and strings as netCDF holds them; everything else as JSON."""
+    value = value.item() if isinstance(value, np.generic) else value
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     if plain or (isinstance(value, str) and not value.startswith(_JSON)):
         return value
-    return _JSON + json.dumps(value)
+    try:
+        return _JSON + json.dumps(value)
+    except (TypeError, ValueError) as cause:
+        raise ResultError(
+            f"attribute {key!r} is a {type(value).__name__} and cannot be saved: wanted"
+            " numbers, strings, None, or lists and dicts of them. An array belongs into"
+            " a coordinate."
+        ) from cause
 
 
 def _decoded_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, SupportsInt
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -57,15 +57,15 @@ class Positions:
             )
 
     @classmethod
-    def of(cls, *parts: int | Iterable[int]) -> Positions:
+    def of(cls, *parts: int | Iterable[SupportsInt]) -> Positions:
         """Positions from ints, ranges or any iterables of ints, merged and sorted.
 
         Raises:
-            LayoutError: A position is negative.
+            LayoutError: A position is negative, or no whole number.
         """
         found: set[int] = set()
         for part in parts:
-            found.update((part,) if isinstance(part, int) else (int(i) for i in part))
+            found.update(map(_whole, (part,) if isinstance(part, int) else part))
         return cls(tuple(sorted(found)))
 
     def __iter__(self) -> Iterator[int]:
@@ -165,8 +165,8 @@ class ImageGrid:
             down, across = _overlap(ys, [y0, y1]), _overlap(xs, [x0, x1])
             return np.asarray(down @ across.T)
         mask = self._checked_mask(area)
-        down = _overlap(ys, np.arange(self.height + 1))
-        across = _overlap(xs, np.arange(self.width + 1))
+        down = _overlap(ys, np.arange(self.height + 1.0))
+        across = _overlap(xs, np.arange(self.width + 1.0))
         return np.asarray(down @ mask.astype(float) @ across.T)
 
     def holds_center(
@@ -250,7 +250,8 @@ class Layout:
                 f"the image grids hold positions {image}, the group 'image' holds"
                 f" {self.groups.get('image', Positions())}."
             )
-        object.__setattr__(self, "groups", dict(self.groups))
+        held = {name: group for name, group in self.groups.items() if group}
+        object.__setattr__(self, "groups", held)
 
     def __hash__(self) -> int:
         """Hash of the partition and the grids."""
@@ -338,6 +339,17 @@ class Layout:
                 " Was the prompt built without its image?"
             )
         return self.grids[image]
+
+
+def _whole(index: SupportsInt) -> int:
+    """One position; a mask's truth values and a share of one are none."""
+    number = index if isinstance(index, int) else np.asarray(index)[()]
+    if isinstance(number, bool) or not isinstance(number, int | np.integer):
+        raise LayoutError(
+            f"{index!r} is no position; wanted whole numbers. Of a boolean mask, take"
+            " the places where it is true: Positions.of(np.flatnonzero(mask))."
+        )
+    return int(number)
 
 
 def _overlap(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -194,11 +195,17 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
         value, 1 at the clean one, beyond them where an intervention overshoots.
 
     Raises:
-        MetricError: Both values are the same, so there is nothing to recover.
+        MetricError: Both values are the same, so there is nothing to recover, or one is
+            not finite.
 
     Paper: Heimersheim and Nanda 2024, arXiv:2404.15255.
     """
     gap = clean - corrupted
+    if not isfinite(gap):
+        raise MetricError(
+            f"{metric.name} is {clean:.4g} in the clean and {corrupted:.4g} in the"
+            " corrupted run: a share of that gap is no number."
+        )
     if abs(gap) <= 1e-6 * max(1.0, abs(clean), abs(corrupted)):
         raise MetricError(
             f"{metric.name} is {clean:.4g} in the clean and {corrupted:.4g} in the"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mechvlm.errors import ResultError
 
@@ -43,6 +43,7 @@ PAPERS: Mapping[str, str] = MappingProxyType(
 )
 
 
+@runtime_checkable
 class Attributed(Protocol):
     """Anything with an `attrs` mapping, as every labelled result has."""
 

@@ -90,7 +90,8 @@ class Prompt:
         """
         zeros = torch.zeros(1, n_pad, dtype=torch.long, device=self.ids.device)
         mask = self.inputs.get("attention_mask", torch.ones_like(self.ids))
-        kept = torch.arange(self.layout.n, device=self.ids.device)[None]
+        every = torch.arange(self.layout.n, device=self.ids.device)[None]
+        kept = self.inputs.get("position_ids", every)
         inputs = dict(self.inputs) | {
             "input_ids": torch.cat([zeros + pad_id, self.ids], dim=1),
             "attention_mask": torch.cat([zeros.to(mask.dtype), mask], dim=1),
@@ -100,7 +101,7 @@ class Prompt:
             name: Positions.of(i + n_pad for i in positions)
             for name, positions in self.layout.groups.items()
         }
-        groups["pad"] = Positions.of(range(n_pad))
+        groups["pad"] = Positions.of(range(n_pad), groups.get("pad", ()))
         grids = tuple(replace(g, start=g.start + n_pad) for g in self.layout.grids)
         layout = Layout(self.layout.n + n_pad, groups, grids)
         tokens = ("<pad>",) * n_pad + self.tokens

@@ -92,8 +92,11 @@ def intervene(
     sources = Sources(runs or {}, vectors or {})
     _check_all(vlm, prompt, todo, sources)
     shown = tqdm(todo, desc=progress, disable=None if progress else True)
-    logits = torch.stack([_one(vlm, prompt, each, sources) for each in shown])
-    return logits if metric is None else metric(logits)
+    rows = []
+    for each in shown:
+        logits = _one(vlm, prompt, each, sources)
+        rows.append(logits if metric is None else metric(logits[None])[0])
+    return torch.stack(rows)
 
 
 def _check_all(

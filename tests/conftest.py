@@ -92,3 +92,55 @@ def _seeded():
 
 # --- models and scenes ----------------------------------------------------------------
 # Fixtures that the tests share. Import mechvlm inside them, not above.
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm():
+    """A random LLaVA, hooked: Llama with grouped heads behind CLIP."""
+    import tiny
+
+    from mechvlm.models.hooked import HookedVLM
+
+    return HookedVLM(*tiny.build(tiny.Kind("llama", 2, "clip")))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, tiny_vlm):
+    """The same model as a folder in Hugging Face's format."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny_vlm.hf_model.save_pretrained(folder)
+    tiny_vlm.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def untouched(tiny_vlm):
+    """Check at the test's end that no hook is left and no weight has changed."""
+    before = _state(tiny_vlm)
+    yield
+    for what, (was, now) in _changes(before, _state(tiny_vlm)).items():
+        raise AssertionError(f"the test left {what} as {now}, it was {was}")
+
+
+def _state(vlm):
+    """Everything that a run borrows or could write, as text that can be compared."""
+    state = {"vlm.cfg": str(vlm.cfg), "training": str(vlm.training)}
+    for name, point in vlm.hook_dict.items():
+        state[f"hooks on {name}"] = f"{point.fwd_hooks} {point.bwd_hooks} {point.ctx}"
+    for name, module in vlm.named_modules(remove_duplicate=False):
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+        state[f"torch hooks of {name}"] = str([list(each) for each in hooks])
+        state[f"children of {name}"] = str([id(each) for each in module.children()])
+    for name, tensor in vlm.state_dict(keep_vars=True).items():
+        state[f"weight {name}"] = hash(tensor.detach().numpy().tobytes())
+        state[f"gradient of {name}"] = f"{tensor.grad} {tensor.requires_grad}"
+    config = vlm.hf_model.config
+    for part in (config, config.text_config, config.vision_config):
+        state[f"attention of {part.model_type}"] = part._attn_implementation
+    return state
+
+
+def _changes(before, after):
+    both = before.keys() | after.keys()
+    pairs = {what: (before.get(what), after.get(what)) for what in sorted(both)}
+    return {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}

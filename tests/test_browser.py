@@ -49,7 +49,7 @@ def context() -> Iterator:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=BROWSER,
-            # Without WebGL circuitsvis computes on the processor: ten times sooner here.
+            # Without WebGL circuitsvis computes on the processor: sooner here.
             args=["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"],
         )
         yield browser.new_context(offline=True, viewport={"width": 1000, "height": 800})

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
+import torch
 import xarray as xr
 
 from mechvlm.axes import labelled
 from mechvlm.errors import InterventionError, LayerError
-from mechvlm.interventions import NOTHING, Patch
+from mechvlm.interventions import Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.hooked import HookedVLM
@@ -97,39 +98,38 @@ def activation_patching(
         for head, positions in places
     ]
     run = record(vlm, donor, [Site(site, layer) for layer in chosen])
-    raw = intervene(
-        vlm,
-        base,
-        [NOTHING, *todo],
-        runs={"donor": run},
-        metric=metric,
-        progress=f"{direction} {site}" if progress else None,
-    )
-    theirs = float(metric(run.logits[None])[0])
-    ours = float(raw[0])
-    good, bad = (theirs, ours) if direction == "denoise" else (ours, theirs)
-    recovery(metric, clean=good, corrupted=bad)  # refuses where there is no gap
-    raw = raw[1:].reshape(len(chosen), len(places)).cpu()
+    both = metric(torch.stack([record(vlm, base, []).logits, run.logits])).tolist()
+    bad, good = both if direction == "denoise" else reversed(both)
+    units = recovery(metric, clean=good, corrupted=bad).units  # refuses an empty gap
+    shown = f"{direction} {site}" if progress else None
+    raw = intervene(vlm, base, todo, runs={"donor": run}, metric=metric, progress=shown)
+    raw = raw.reshape(len(chosen), -1).cpu()
     result = labelled(
         ((raw - bad) / (good - bad)).numpy(),
         name="recovery",
-        units="fraction of the clean-corrupted gap",
+        units=units,
         paper=PAPER,
-        attrs={
-            **clean.described,
-            "model": vlm.cfg.model_name,
-            "metric": metric.name,
-            "metric_units": metric.units,
-            "site": site,
-            "direction": direction,
-            "clean": good,
-            "corrupted": bad,
-        },
+        attrs=_described(vlm, clean, metric, site, direction)
+        | {"clean": good, "corrupted": bad},
         layer=chosen,
         **labels,
     )
     result = result.assign_coords(raw=(result.dims, raw.numpy()))
     return _with_tokens(result, base)
+
+
+def _described(
+    vlm: HookedVLM, clean: Prompt, metric: Metric, site: str, direction: str
+) -> dict[str, str | float]:
+    """What was patched where, as attributes of the result."""
+    return {
+        **clean.described,
+        "model": vlm.cfg.model_name,
+        "metric": metric.name,
+        "metric_units": metric.units,
+        "site": site,
+        "direction": direction,
+    }
 
 
 def _layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:

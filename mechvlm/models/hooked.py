@@ -136,7 +136,7 @@ class HookedVLM(Weights, Vocabulary, Doors, Hooks):
 
     def forward(
         self,
-        given: Prompt | Float[Tensor, "1 position d_model"],
+        given: Prompt | Tensor,
         *,
         prompt: Prompt | None = None,
         start_at_layer: int | None = None,
@@ -146,7 +146,8 @@ class HookedVLM(Weights, Vocabulary, Doors, Hooks):
         """Logits of a prompt, or of a residual stream that enters a layer.
 
         Args:
-            given: A prompt; or, with `start_at_layer`, the stream that enters there.
+            given: A prompt; or, with `start_at_layer`, the stream that enters there,
+                `[1 position d_model]`.
             prompt: With a stream: the prompt that gives mask and position ids.
             start_at_layer: First layer that is executed; earlier ones are not run.
             stop_at_layer: First layer that is not run any more.

@@ -9,7 +9,6 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from mechvlm.errors import InteropError
@@ -268,9 +267,10 @@ def _windows(text: Any) -> dict[str, Any]:
 
 def _legacy_weights(vlm: HookedVLM) -> dict[str, Tensor]:
     """The weights under a HookedTransformer's names; grouped heads have a `_`."""
+    ln_final: Any = vlm.ln_final
     weights: dict[str, Tensor] = {
         "embed.W_E": vlm.W_E,
-        "ln_final.w": vlm.ln_final.w,
+        "ln_final.w": ln_final.w,
         "unembed.W_U": vlm.W_U,
         "unembed.b_U": vlm.b_U,
     }
@@ -286,5 +286,4 @@ def _legacy_weights(vlm: HookedVLM) -> dict[str, Tensor]:
             **{"mlp.b_in": mlp.b_in, "mlp.b_out": mlp.b_out},
         }
         weights |= {f"blocks.{layer}.{name}": w for name, w in of_layer.items()}
-    with torch.no_grad():
-        return {name: weight.detach() for name, weight in weights.items()}
+    return {name: weight.detach() for name, weight in weights.items()}

@@ -81,7 +81,7 @@ def stopped(
     def halt(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Stop(args[0] if args else kwargs["hidden_states"])
 
-    handle = here.register_forward_pre_hook(halt, with_kwargs=True)
+    handle = here.register_forward_pre_hook(halt, with_kwargs=True, prepend=True)
     try:
         run()
     except _Stop as reached:

@@ -71,8 +71,6 @@ def _tap_block(stack: ExitStack, block: Block) -> None:
     _tap_attention(stack, block)
     if _waits(block.hook_attn_out):
         _tap_output(stack, layer.attn, _first(block.hook_attn_out))
-    if _waits(block.hook_resid_mid):
-        _tap_middle(stack, block)
     _tap_norm(stack, block.ln2)
     if _waits(block.mlp.hook_pre):
         _tap_output(stack, layer.gate, block.mlp.hook_pre)
@@ -84,6 +82,8 @@ def _tap_block(stack: ExitStack, block: Block) -> None:
         _tap_output(stack, layer.mlp, block.hook_mlp_out)
     if _waits(block.hook_resid_post):
         _tap_output(stack, layer.whole, block.hook_resid_post)
+    if _waits(block.hook_resid_mid):  # after resid_post's, so that it fires before
+        _tap_middle(stack, block)
 
 
 def _tap_attention(stack: ExitStack, block: Block) -> None:
@@ -133,7 +133,8 @@ def _tap_middle(stack: ExitStack, block: Block) -> None:
         return output + changes.pop() if changes else output
 
     stack.callback(block.layer.ln2.register_forward_pre_hook(enter).remove)
-    stack.callback(block.layer.whole.register_forward_hook(leave).remove)
+    handle = block.layer.whole.register_forward_hook(leave, prepend=True)
+    stack.callback(handle.remove)
 
 
 def _tap_norm(stack: ExitStack, norm: Norm) -> None:
@@ -177,12 +178,15 @@ def _tap_input(
 def _tap_output(
     stack: ExitStack, module: nn.Module, point: Callable[[Any], Any]
 ) -> None:
-    """Pass what leaves a module through a hook point."""
+    """Pass what leaves a module through a hook point.
+
+    First in line: transformers collects a vision layer's output in a hook of its own.
+    """
 
     def hook(_: nn.Module, __: object, output: Any) -> Any:
         return point(output)
 
-    stack.callback(module.register_forward_hook(hook).remove)
+    stack.callback(module.register_forward_hook(hook, prepend=True).remove)
 
 
 def _by_head(point: HookPoint, d_head: int) -> Callable[[Tensor], Tensor]:

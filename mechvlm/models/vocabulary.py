@@ -68,7 +68,7 @@ def _single_token(tokenizer: Any, word: str) -> int:
     found = list(tokenizer(word, add_special_tokens=False)["input_ids"])
     if len(found) != 1:
         raise TokenError(
-            f"{word!r} is {len(found)} tokens, {tokenizer.convert_ids_to_tokens(found)};"
+            f"{word!r} is {len(found)} tokens {tokenizer.convert_ids_to_tokens(found)};"
             f" a metric needs exactly one. {_advice(tokenizer, word)}"
         )
     if found[0] == tokenizer.unk_token_id and word != tokenizer.unk_token:

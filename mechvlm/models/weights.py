@@ -142,12 +142,20 @@ class Weights:
     def tokens_to_residual_directions(
         self, tokens: str | int | Tensor
     ) -> Float[Tensor, "*batch d_model"]:
-        """Directions of the stream that raise these tokens' logits."""
+        """Directions of the stream, over the final norm's scale, to these logits.
+
+        The final norm's weight is in them, so that `ActivationCache.logit_attrs`, which
+        divides by the scale alone, adds up to the logit.
+        """
+        ln_final: Any = self.ln_final
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
         if isinstance(tokens, int) or tokens.numel() == 1:
-            return self.W_U[:, int(tokens)]
-        return self.W_U.T[tokens.to(self.W_U.device)]
+            found = self.W_U[:, int(tokens)]
+        else:
+            found = self.W_U.T[tokens.to(self.W_U.device)]
+        directions: Tensor = found * ln_final.w
+        return directions
 
     def _each_head(self, per_group: Tensor) -> Tensor:
         shared = self.cfg.n_heads // len(per_group)

@@ -170,10 +170,10 @@ def drawn(small: xr.DataArray) -> Drawing:
     """The still picture: one small pattern for each head of a layer."""
     heads = small.sizes["head"]
     down, across = axis(small, "target").tokens, axis(small, "source").tokens
-    cols = min(4, heads)
+    cols = min(4 if heads <= 12 else 8, heads)
     rows = math.ceil(heads / cols)
     gutter = 0.3 + 0.058 * max(len(stills.shortened(t, 22)) for t in across)
-    wide = max(1.75, min(2.6, 0.14 * len(across)))
+    wide = max(1.75, min(2.6, 0.14 * len(across))) if cols <= 4 else 1.45
     above, cell = 0.62, wide + 0.3
     width, height = gutter + cols * (wide + 0.2) + 1.0, above + rows * cell + gutter
     drawing = stills.blank(width, height)
@@ -210,7 +210,7 @@ def name_tokens(axes: Axes, down: tuple[str, ...], across: tuple[str, ...]) -> N
         (down, axes.set_yticks, 0),
         (across, axes.set_xticks, 90),
     ):
-        at = range(0, len(names), math.ceil(len(names) / 20) or 1)
+        at = range(0, len(names), math.ceil(len(names) / 14) or 1)
         words = [stills.shortened(names[i], 22) for i in at]
         place(at, words, fontsize=7, rotation=turn)
     stills.quiet_axes(axes)

@@ -49,7 +49,7 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
 
   function read(i, lead) {
     const r = Math.floor(i / nCols), c = i % nCols, cols = spec.cols;
-    const parts = [{ value: number(values[i]) }, spec.rows.name + " " + spec.rows.labels[r],
+    const parts = [{ value: number(values[i]) }, spec.rows.name + " " + spec.rows.labels[r].replaceAll("->", "→"),
       cols.name + " " + cols.labels[c]];
     if (written && !spec.quiet[c]) parts.push({ token: cols.tokens[c] });
     parts.push((cols.name === "position" && inGrid(Number(cols.labels[c]))) || MechVLM.groupAt(cols, c));
