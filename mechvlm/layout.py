@@ -353,7 +353,7 @@ def _whole(index: SupportsInt) -> int:
 
 
 def _overlap(
-    edges: Float[np.ndarray, " edge"], spans: Iterable[float]
+    edges: Float[np.ndarray, " edge"], spans: Iterable[int | float]
 ) -> Float[np.ndarray, "cell span"]:
     """Share of each cell between neighbouring `edges` that each span covers."""
     ends = np.asarray(list(spans), dtype=float)

@@ -44,6 +44,7 @@ PAPERS: Mapping[str, str] = MappingProxyType(
 
 
 @runtime_checkable
+@runtime_checkable
 class Attributed(Protocol):
     """Anything with an `attrs` mapping, as every labelled result has."""
 

@@ -95,6 +95,14 @@ def _seeded():
 
 
 @pytest.fixture(scope="session")
+def demo():
+    """The trained model that comes with the package."""
+    import mechvlm as mv
+
+    return mv.load("demo")
+
+
+@pytest.fixture(scope="session")
 def tiny_vlm():
     """A random LLaVA, hooked: Llama with grouped heads behind CLIP."""
     import tiny

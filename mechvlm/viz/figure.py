@@ -24,7 +24,7 @@ __all__ = ["CSP", "Figure", "asset", "scripts_of"]
 
 CSP = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
-    " script-src 'unsafe-inline' 'unsafe-eval'"
+    " script-src 'unsafe-inline'"
 )
 MIME = {".html": "text/html", ".png": "image/png", ".svg": "image/svg+xml"}
 

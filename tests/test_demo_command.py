@@ -1,0 +1,101 @@
+"""`mechvlm demo`: words on the terminal, a page that needs nothing else, results."""
+
+import re
+
+import numpy as np
+import pytest
+import tiny
+
+import mechvlm as mv
+from mechvlm import cli
+from mechvlm.demo import run
+from mechvlm.errors import OutputError, PromptError, UnreadableImageError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The demo, run once: the folder it made and what it said."""
+    said = []
+    page = run(out=tmp_path_factory.mktemp("out") / "demo", say=said.append)
+    return page, said
+
+
+def test_the_demo_says_what_it_asks_and_finds(written):
+    _, said = written
+    question, clean, twin, read, written_at = said
+    assert question.startswith("question   what color is the")
+    p_clean, p_twin = (float(re.search(r" ([01]\.\d+),", x)[1]) for x in (clean, twin))
+    assert p_clean > 0.9 > 0.1 > p_twin
+    assert re.fullmatch(r"Read: .* layers? \d.*%.*\.", read)
+    assert re.fullmatch(r"Written: from the input of layer \d .*%.*\.", written_at)
+
+
+def test_the_page_is_whole_and_asks_nobody(written):
+    page, said = written
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<h2") >= 5
+    assert said[-1] in html
+    links = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']+)""", html)
+    assert not links
+
+
+def test_the_results_open_again_and_say_what_the_sentences_say(written):
+    page, said = written
+    heat = mv.open_result(page.parent / "activation_patching.nc")
+    drop = mv.open_result(page.parent / "knockout_windows.nc")
+    assert heat.dims == ("layer", "position")
+    assert drop.dims == ("cut", "layer")
+    last = heat.isel(position=-1).values
+    first = int(np.flatnonzero(last >= 0.5)[0])
+    assert f"from the input of layer {first} on" in said[-1]
+    assert f"{-drop.sel(cut='image → last').values.min():.0f} %" in said[-2]
+    assert heat.attrs["model"] == "demo"
+    assert mv.cite(heat).startswith("Heimersheim")
+
+
+def test_the_demo_replaces_its_own_output_only(written, tmp_path):
+    page, _ = written
+    (page.parent / "activation_patching.nc").unlink()
+    with pytest.raises(OutputError, match="half-written"):
+        run(out=page.parent, say=lambda _: None)
+
+
+def test_a_checkpoint_and_picture_of_ones_own(tiny_checkpoint, tmp_path, capsys):
+    picture = tmp_path / "mine.png"
+    tiny.picture(3).save(picture)
+    words = ["--model", str(tiny_checkpoint), "--image", str(picture)]
+    words += ["--question", "what color is the cat ?", "--answer", "red"]
+    words += ["--out", str(tmp_path / "mine")]
+    with pytest.raises(SystemExit) as left:
+        cli.main(["demo", *words])
+    assert left.value.code == 0
+    assert "a plain picture" in (tmp_path / "mine" / "mechvlm-demo.html").read_text()
+    assert "question   what color is the cat ?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "match"),
+    [
+        ({"model": "/no/such/folder"}, PromptError, "needs all of --image"),
+        ({"question": "what ?"}, PromptError, "needs all of --image"),
+        ({"image": "torn.png", "question": "what ?", "answer": "red"},
+         UnreadableImageError, "cannot read"),
+    ],
+)  # fmt: skip
+def test_bad_words_leave_nothing_behind(words, error, match, tmp_path):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"\x89PNG")
+    if "image" in words:
+        words = words | {"image": torn}
+    with pytest.raises(error, match=match):
+        run(out=tmp_path / "out", say=lambda _: None, **words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["torn.png"]
+
+
+def test_the_command_shows_one_message_and_no_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["demo", "--question", "what ?", "--out", str(tmp_path / "x")])
+    assert left.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("mechvlm: ")
+    assert "Traceback" not in shown

@@ -1,0 +1,137 @@
+"""Interventions are values: they print as they are written, compare, hash and nest."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechvlm.errors import InterventionError
+from mechvlm.interventions import (
+    NOTHING,
+    Ablate,
+    Add,
+    Knockout,
+    Nothing,
+    Patch,
+    PathPatch,
+    parts,
+)
+from mechvlm.layout import Positions
+from mechvlm.sites import Site
+
+NAMESPACE = {
+    kind.__name__: kind
+    for kind in (Ablate, Add, Knockout, Patch, PathPatch, Positions, Site)
+} | {"NOTHING": NOTHING}
+
+
+def read_back(printed):
+    """The value that a printed intervention shows; positions print as `0, 5..9`."""
+
+    def spelled(match):
+        runs = [run.split("..") for run in match[1].split(", ") if run]
+        each = [f"range({run[0]}, {int(run[-1]) + 1})" for run in runs]
+        return f"Positions.of({', '.join(each)})"
+
+    return eval(re.sub(r"Positions\((.*?)\)", spelled, printed), dict(NAMESPACE))
+
+
+positions = st.sets(st.integers(0, 40), min_size=1).map(Positions.of)
+sites = st.builds(Site, st.sampled_from(["z", "q"]), st.integers(0, 40), st.just(2))
+sites |= st.builds(Site, st.just("resid_pre"), st.integers(0, 40)) | st.just(
+    Site("embed")
+)
+layers = st.tuples(st.integers(0, 9), st.integers(10, 40)).map(
+    lambda ends: range(*ends)
+)
+names = st.text("abc ", min_size=1)
+heads = st.none() | st.lists(st.integers(0, 9), min_size=1).map(tuple)
+ends = st.lists(sites, min_size=1, max_size=3).map(tuple)
+singles = (
+    st.builds(Patch, sites, positions, names)
+    | st.builds(Ablate, sites, positions, names)
+    | st.builds(Add, sites, positions, names, st.floats(-9, 9) | st.integers(-9, 9))
+    | st.builds(Knockout, layers, positions, positions, heads)
+    | st.builds(PathPatch, ends, ends, names, positions, st.none() | positions)
+)
+nested = st.recursive(
+    singles | st.just(NOTHING), lambda inner: st.lists(inner).map(tuple)
+)
+
+
+@given(what=nested)
+def test_an_intervention_prints_as_it_is_written(what):
+    again = read_back(repr(what))
+    assert again == what
+    assert hash(again) == hash(what)
+    assert repr(again) == repr(what)
+
+
+@given(what=nested, other=nested)
+def test_interventions_compare_as_they_print(what, other):
+    assert (what == other) == (repr(what) == repr(other))
+    assert len({what, other}) == 1 + (what != other)
+
+
+@given(what=nested)
+def test_the_parts_are_the_single_ones_in_order(what):
+    """Oracle: the printed values, with brackets and commas of the tuples taken away."""
+
+    def flat(each):
+        return "".join(map(flat, each)) if isinstance(each, tuple) else repr(each)
+
+    assert "".join(map(repr, parts(what))) == flat(what).replace("NOTHING", "")
+
+
+def test_nothing_has_no_parts_and_one_value():
+    assert parts(NOTHING) == parts(()) == parts(((), (NOTHING,))) == ()
+    assert Nothing() == NOTHING
+    assert repr((NOTHING,)) == "(NOTHING,)"
+
+
+def test_a_patch_reads_as_many_positions_as_it_writes():
+    here, there = Positions.of(1, 2), Positions.of(5, 9)
+    assert Patch(Site("embed"), here, "clean", from_=there).from_ == there
+    with pytest.raises(
+        InterventionError, match=r"3 positions are read .* for 2 that are"
+    ):
+        Patch(Site("embed"), here, "clean", from_=Positions.of(range(3)))
+    with pytest.raises(InterventionError, match="0 positions are read"):
+        Patch(Site("embed"), here, "clean", from_=Positions())
+
+
+NOWHERE, HERE = Positions(), Positions.of(3)
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [
+        (r"Patch\.at", lambda: Patch(Site("embed"), NOWHERE, "clean")),
+        (r"Ablate\.at", lambda: Ablate(Site("embed"), NOWHERE)),
+        (r"Add\.at", lambda: Add(Site("embed"), NOWHERE, "v")),
+        (r"Knockout\.target", lambda: Knockout(range(2), NOWHERE, HERE)),
+        (r"Knockout\.source", lambda: Knockout(range(2), HERE, NOWHERE)),
+    ],
+)
+def test_an_intervention_on_no_position_is_refused(what, make):
+    with pytest.raises(InterventionError, match=rf"{what} is empty, .* use NOTHING"):
+        make()
+
+
+def test_a_knockout_of_no_layer_or_head_is_refused():
+    with pytest.raises(
+        InterventionError, match=r"layers range\(2, 2\) and heads None cut"
+    ):
+        Knockout(range(2, 2), HERE, HERE)
+    with pytest.raises(
+        InterventionError, match=r"heads \(\) cuts nothing; use NOTHING"
+    ):
+        Knockout(range(2), HERE, HERE, heads=())
+
+
+def test_a_path_needs_two_ends():
+    with pytest.raises(InterventionError, match="from 0 senders to 1 receivers: both"):
+        PathPatch((), (Site("z", 1),), "clean")
+    with pytest.raises(InterventionError, match="from 1 senders to 0 receivers"):
+        PathPatch((Site("z", 1),), (), "clean")
