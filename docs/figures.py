@@ -1,4 +1,4 @@
-"""Make the pictures that the README shows: `python docs/figures.py`."""
+"""Make the picture that the README shows: `python docs/figures.py`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Patch one object's colour into its twin and draw what brings it back."""
+    """Patch the colour of one object into its twin and draw where it travels."""
     vlm = mv.load("demo")
     scene = mv.scenes.sample(seed=11, n=3)
     asked = mv.scenes.questions(scene, "color")[0]
-    foil = "blue" if asked.answer != "blue" else "red"
-    twin = scene.recolored(asked.about, foil)
     clean = vlm.prompt(asked.text, scene.image)
-    corrupted = vlm.prompt(asked.text, twin.image)
-    metric = mv.logit_difference(vlm, asked.answer, foil)
+    corrupted = vlm.prompt(asked.text, scene.recolored(asked.about, "blue").image)
+    metric = mv.logit_difference(vlm, asked.answer, "blue")
     heat = mv.activation_patching(vlm, clean, corrupted, metric=metric, progress=True)
-    box = scene.box(asked.about)
-    mv.viz.overlay(heat, scene.image, outline=box).save(HERE / "patching.png")
-    mv.viz.heatmap(heat).save(HERE / "patching-by-token.png")
+    mv.viz.heatmap(heat).save(HERE / "patching.png")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mechvlm.analyses.knockout import knockout_windows
 from mechvlm.axes import Labelled, output_folder, save_result
 from mechvlm.errors import PromptError
 from mechvlm.layout import Box, Positions
-from mechvlm.metrics import logit_difference
+from mechvlm.metrics import Metric, logit_difference
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.load import load
 from mechvlm.models.prompting import opened
@@ -100,13 +100,17 @@ def run(
         corrupted = vlm.prompt(case.question, case.twin)
         foil = case.foil or _favourite(vlm, corrupted, but=case.answer)
         sections = [_opening(vlm, case, clean, corrupted, foil, say)]
-        heat = _patched(vlm, clean, corrupted, case.answer, foil)
+        metric = logit_difference(vlm, case.answer, foil)
+        heat = _patched(vlm, clean, corrupted, metric)
+        way = _handed_over(vlm, clean, corrupted, metric, case)
         drop = _knocked_out(vlm, clean, case)
-        sentences = [_where_read(drop), _where_written(heat, clean)]
+        sentences = [_where_read(drop), _where_written(way)]
         for sentence in sentences:
             say(sentence)
-        sections += _figures(vlm, case, clean, heat, drop, sentences)
+        sections += _results(case, heat, way, drop, sentences)
+        sections += _attention(vlm, clean, drop)
         save_result(heat, folder / "activation_patching.nc")
+        save_result(way, folder / "activation_patching_sets.nc")
         save_result(drop, folder / "knockout_windows.nc")
         title = f"Where does “{case.answer}” come from?"
         write(
@@ -208,10 +212,9 @@ def _enlarged(image: Image.Image) -> Image.Image:
 
 
 def _patched(
-    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, answer: str, foil: str
+    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, metric: Metric
 ) -> Labelled:
     """Recovery by layer and position; large models in blocks of neighbours."""
-    metric = logit_difference(vlm, answer, foil)
     blocks = _blocks(clean, MOST_PATCHES // vlm.cfg.n_layers)
     heat = activation_patching(
         vlm, clean, corrupted, metric=metric, at=blocks, progress=True
@@ -240,38 +243,69 @@ def _blocks(prompt: Prompt, most: int) -> dict[str, Positions]:
         side += 1
 
 
+def _handed_over(
+    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, metric: Metric, case: Case
+) -> Labelled:
+    """Recovery by layer when a whole set of positions is patched at once."""
+    layout = clean.layout
+    sets = {"image": layout["image"]}
+    if case.outline is not None:
+        thing = layout.region(case.outline, buffer=1)
+        far = layout["image"] - thing
+        sets = {"object": thing, "as much background": _some(far, len(thing))}
+    sets |= {"question": layout["query"], "last": layout["last"]}
+    return activation_patching(
+        vlm, clean, corrupted, metric=metric, at=sets, progress=True
+    )
+
+
+def _some(positions: Positions, n: int) -> Positions:
+    """`n` of the positions, evenly spread."""
+    chosen = np.linspace(0, len(positions) - 1, min(n, len(positions))).round()
+    return Positions.of(positions.indices[int(i)] for i in chosen)
+
+
 def _knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
     """Curves of the cuts that tell how the image reaches the answer."""
     layout = prompt.layout
-    cuts: dict[str, tuple[str | Positions, str | Positions]] = {
-        "image → last": ("last", "image"),
-        "question → last": ("last", "query"),
-        "image → question": ("query", "image"),
-    }
+    seen = {"image": layout["image"]}
     if case.outline is not None:
-        seen = layout.region(case.outline)
-        cuts = {
-            "object → last": ("last", seen),
-            "background → last": ("last", layout["image"] - seen),
-            **cuts,
-        }
+        thing = layout.region(case.outline)
+        seen = {"object": thing, "background": layout["image"] - thing}
+    cuts: dict[str, tuple[str | Positions, str | Positions]] = {
+        f"{what} → {reader}": (group, source)
+        for reader, group in (("question", "query"), ("last", "last"))
+        for what, source in seen.items()
+    }
+    cuts["question → last"] = ("last", "query")
     return knockout_windows(vlm, prompt, cuts, answer=case.answer, progress=True)
 
 
+def _costliest(drop: Labelled) -> tuple[str, int]:
+    """The cut from the object (or the image) that costs most, and its window."""
+    source = str(drop["cut"].values[0]).split(" → ")[0]
+    names = [str(name) for name in drop["cut"].values if str(name).startswith(source)]
+    lines = drop.sel(cut=names).values
+    cut, layer = np.unravel_index(int(lines.argmin()), lines.shape)
+    return names[int(cut)], int(layer)
+
+
 def _where_read(drop: Labelled) -> str:
-    """One sentence: the window whose cut from the image costs most."""
-    line = drop.sel(cut="image → last").values
-    at, width = int(line.argmin()), int(drop.attrs["width"])
-    stop = min(at + width, len(line)) - 1
-    if line[at] > -5:
+    """One sentence: who reads the object, and in which layers."""
+    name, at = _costliest(drop)
+    source, target = name.split(" → ")
+    reader = "the question" if target == "question" else "the last position"
+    stop = min(at + int(drop.attrs["width"]), drop.sizes["layer"]) - 1
+    change = float(drop.sel(cut=name)[at])
+    if change > -5:
         return (
-            "Read: no window of layers shows the last position reading the image; the"
-            f" costliest cut, in {_layers(at, stop)}, changes the answer's probability"
-            f" by {line[at]:.0f} %."
+            f"Read: no window of layers shows who reads the {source}; the costliest"
+            f" cut, {name} in {_layers(at, stop)}, changes the answer's probability by"
+            f" {change:.0f} %."
         )
     return (
-        f"Read: the last position reads the image in {_layers(at, stop)}; cutting it"
-        f" there costs {-line[at]:.0f} % of the answer's probability."
+        f"Read: {reader} reads the {source} in {_layers(at, stop)}; cutting it there"
+        f" costs {-change:.0f} % of the answer's probability."
     )
 
 
@@ -279,44 +313,55 @@ def _layers(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
-def _where_written(heat: Labelled, prompt: Prompt) -> str:
+def _where_written(way: Labelled) -> str:
     """One sentence: from which layer on the last position carries the answer."""
-    line = heat.sel(position=prompt.layout.last).values
+    line = way.sel(set="last").values
     carries = np.flatnonzero(line >= 0.5)
     if not len(carries):
         return "Written: no layer's input has the answer at the last position yet."
     at = int(carries[0])
-    layer = int(heat["layer"][at])
     return (
-        f"Written: from the input of layer {layer} on the answer stands at the last"
-        f" position; patching that one position there restores {100 * line[at]:.0f} %"
-        " of it."
+        f"Written: from the input of layer {int(way['layer'][at])} on the answer stands"
+        " at the last position; patching that one position there restores"
+        f" {100 * line[at]:.0f} % of it."
     )
 
 
-def _figures(
-    vlm: HookedVLM,
-    case: Case,
-    prompt: Prompt,
-    heat: Labelled,
-    drop: Labelled,
-    sentences: list[str],
+def _results(
+    case: Case, heat: Labelled, way: Labelled, drop: Labelled, sentences: list[str]
 ) -> list[Section]:
-    """The four views: on the image, by token, by cut, and attention itself."""
-    step = -(-vlm.cfg.n_layers // SHOWN_LAYERS)
-    layers = range(0, vlm.cfg.n_layers, step)
-    patterns = attention_patterns(vlm, prompt, layers=layers)
-    reading = int(drop.sel(cut="image → last").values.argmin())
-    shown = min(layers, key=lambda layer: abs(layer - reading))
+    """What the two analyses found, in four pictures."""
     return [
+        Section(
+            "The way of the answer",
+            sentences[1] + " Each line: all positions of a set are patched at once.",
+            figure=curves(way.rename(set="cut").transpose("cut", "layer")),
+        ),
+        Section("Who reads whom", sentences[0], figure=curves(drop)),
         Section(
             "Where on the image",
             "Each cell's residual stream is taken from the clean run into the twin's,"
-            " one cell and layer at a time. Bright cells bring the answer back.",
+            " one cell and layer at a time. Blue cells bring the answer back; alone,"
+            " each does so only in part, because the object has several.",
             figure=overlay(heat, case.image, outline=case.outline),
         ),
-        Section("At which token", sentences[1], figure=heatmap(heat)),
-        Section("Who reads whom", sentences[0], figure=curves(drop)),
+        Section(
+            "At which token",
+            "The same by layer and position, words included.",
+            figure=heatmap(heat),
+        ),
+    ]
+
+
+def _attention(vlm: HookedVLM, prompt: Prompt, drop: Labelled) -> list[Section]:
+    """What the last position attends to, and every head."""
+    step = -(-vlm.cfg.n_layers // SHOWN_LAYERS)
+    layers = range(0, vlm.cfg.n_layers, step)
+    patterns = attention_patterns(vlm, prompt, layers=layers)
+    # In the first layer the question is read for its words; look behind it.
+    reading = int(drop.sel(cut="question → last").values[1:].argmin()) + 1
+    shown = min(layers, key=lambda layer: abs(layer - reading))
+    return [
         Section(
             "What the last token attends to",
             "Attention of each head from the last position, image positions summed.",

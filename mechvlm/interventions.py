@@ -7,7 +7,7 @@ intervention (`vectors=`, `runs=`), so that a plan can be printed, saved and com
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from mechvlm.errors import InterventionError
 from mechvlm.layout import Positions
@@ -181,9 +181,18 @@ class PathPatch:
             )
 
 
-Intervention: TypeAlias = (
-    "Nothing | Patch | Ablate | Add | Knockout | PathPatch | tuple[Intervention, ...]"
-)
+if TYPE_CHECKING:
+    Intervention: TypeAlias = (
+        Nothing
+        | Patch
+        | Ablate
+        | Add
+        | Knockout
+        | PathPatch
+        | tuple["Intervention", ...]
+    )
+else:  # beartype does not follow a type into itself
+    Intervention = Nothing | Patch | Ablate | Add | Knockout | PathPatch | tuple
 """One thing done to a run, or a tuple of several done at once, in order."""
 
 

@@ -44,7 +44,7 @@ def intervene(
     vectors: Mapping[str, Tensor] | None = None,
     metric: Metric | None = None,
     batch_tokens: int | None = None,
-    progress: str | None = None,
+    progress: str | bool | None = None,
 ) -> Float[Tensor, "run vocab"] | Float[Tensor, " run"]:
     """Run a prompt once per intervention and read the last position.
 
@@ -59,7 +59,7 @@ def intervene(
         metric: What to read of each run; None gives the logits.
         batch_tokens: Most rows to compute at once. The reference has no batches and
             takes it only to have the engine's signature.
-        progress: Words in front of a progress bar; None shows none.
+        progress: Show a progress bar in a terminal; words stand in front of it.
 
     Returns:
         Last-position logits, or the metric's number, one row per intervention.
@@ -91,7 +91,8 @@ def intervene(
         )
     sources = Sources(runs or {}, vectors or {})
     _check_all(vlm, prompt, todo, sources)
-    shown = tqdm(todo, desc=progress, disable=None if progress else True)
+    words = progress if isinstance(progress, str) else None
+    shown = tqdm(todo, desc=words, disable=None if progress else True)
     rows = []
     for each in shown:
         logits = _one(vlm, prompt, each, sources)

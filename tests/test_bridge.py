@@ -336,14 +336,18 @@ def test_the_batch_dimension_comes_off(pair):
 
 @torch.no_grad()
 def test_positions_can_be_sliced(pair):
-    names = [n for n in pair.vlm.hook_dict if not n.startswith("vision")]
-    _, part = pair.vlm.run_with_cache(pair.prompt, names_filter=names, pos_slice=(3, 7))
+    """TransformerLens alone would cut the heads of rot_q, and the patches, as well."""
+    _, part = pair.vlm.run_with_cache(pair.prompt, pos_slice=(3, 7))
+    _, last = pair.vlm.run_with_cache(pair.prompt, pos_slice=-1)
     heads = ("q", "k", "v", "z", "rot_q", "rot_k", "result")
-    for name in names:
-        whole = pair.cache[name]
+    for name, whole in pair.cache.items():
         by_head = name.rpartition("hook_")[2] in heads
         axis = whole.ndim - (3 if by_head else 2)  # a pattern's targets are sliced
-        assert torch.equal(part[name], whole.narrow(axis, 3, 4)), name
+        wanted, wanted_last = whole.narrow(axis, 3, 4), whole.select(axis, -1)
+        if name in VISION:
+            wanted = wanted_last = whole
+        assert torch.equal(part[name], wanted), name
+        assert torch.equal(last[name], wanted_last), name
 
 
 @torch.no_grad()

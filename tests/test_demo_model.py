@@ -28,6 +28,7 @@ from mechvlm.scenes import (
     questions,
     sample,
     sample_scene,
+    twin,
 )
 
 N = 48
@@ -124,6 +125,73 @@ def test_all_facts_are_known_by_name_but_not_all_by_picture(network, processor):
     by_picture = ask(network, processor, texts, [scene.image for scene in scenes])
     seen = [said == fact(*pair) for said, pair in zip(by_picture, kept, strict=True)]
     assert np.mean(seen) <= np.mean(right) - 0.15
+
+
+def restored(network, processor, scene, other, q, at, layer):
+    """Share of the logit difference that comes back with the clean run's stream."""
+    clean, twin_inputs = (
+        processor(
+            images=s.image,
+            text=f"USER: <image>\n{q.text} ASSISTANT:",
+            return_tensors="pt",
+        )
+        for s in (scene, other)
+    )
+    block = network.model.language_model.layers[layer]
+    kept = {}
+
+    def keep(module, args):
+        kept["stream"] = args[0]
+
+    def put(module, args):
+        stream = args[0].clone()
+        stream[:, at] = kept["stream"][:, at]
+        return (stream, *args[1:])
+
+    a, b = ID_OF[q.answer], ID_OF[other.things[q.about].color]
+
+    def difference(inputs, hook=None):
+        handle = block.register_forward_pre_hook(hook) if hook else None
+        with torch.no_grad():
+            logits = network(**inputs).logits[0, -1]
+        if handle:
+            handle.remove()
+        return float(logits[a] - logits[b])
+
+    whole = difference(clean, keep)
+    none = difference(twin_inputs)
+    assert whole > 0 > none, "the twins do not differ in the answer"
+    return (difference(twin_inputs, put) - none) / (whole - none)
+
+
+def test_the_colour_goes_from_the_things_tokens_to_the_last_position(
+    network, processor
+):
+    """The card's hand-over, by bare PyTorch hooks."""
+    rng = np.random.default_rng(78)
+    found = {}
+    for _ in range(8):
+        scene = sample_scene(rng, 3)
+        while not questions(scene, "color"):
+            scene = sample_scene(rng, 3)
+        q = question(scene, "color", rng)
+        other = twin(scene, q.about, rng=rng)
+        cells = scene.mask(q.about).reshape(9, 8, 9, 8).any(axis=(1, 3)).ravel()
+        taken = np.sum([scene.mask(i) for i in range(3)], axis=0)
+        empty = ~taken.reshape(9, 8, 9, 8).any(axis=(1, 3)).ravel()
+        sets = {
+            "thing": (np.flatnonzero(cells) + 3).tolist(),
+            "background": (np.flatnonzero(empty)[: cells.sum()] + 3).tolist(),
+            "last": [-1],
+        }
+        for name, at in sets.items():
+            for layer in (0, 7):
+                share = restored(network, processor, scene, other, q, at, layer)
+                found.setdefault((name, layer), []).append(share)
+    share = {key: np.mean(values) for key, values in found.items()}
+    assert share["thing", 0] > 0.9 and share["last", 7] > 0.9
+    assert abs(share["thing", 7]) < 0.1 and abs(share["last", 0]) < 0.1
+    assert abs(share["background", 0]) < 0.05 and abs(share["background", 7]) < 0.05
 
 
 def test_the_chat_is_that_of_llava(processor):

@@ -37,26 +37,24 @@ def read_back(printed):
     return eval(re.sub(r"Positions\((.*?)\)", spelled, printed), dict(NAMESPACE))
 
 
-positions = st.sets(st.integers(0, 40), min_size=1).map(Positions.of)
-sites = st.builds(Site, st.sampled_from(["z", "q"]), st.integers(0, 40), st.just(2))
-sites |= st.builds(Site, st.just("resid_pre"), st.integers(0, 40)) | st.just(
-    Site("embed")
-)
-layers = st.tuples(st.integers(0, 9), st.integers(10, 40)).map(
-    lambda ends: range(*ends)
-)
-names = st.text("abc ", min_size=1)
-heads = st.none() | st.lists(st.integers(0, 9), min_size=1).map(tuple)
-ends = st.lists(sites, min_size=1, max_size=3).map(tuple)
-singles = (
-    st.builds(Patch, sites, positions, names)
-    | st.builds(Ablate, sites, positions, names)
-    | st.builds(Add, sites, positions, names, st.floats(-9, 9) | st.integers(-9, 9))
-    | st.builds(Knockout, layers, positions, positions, heads)
-    | st.builds(PathPatch, ends, ends, names, positions, st.none() | positions)
-)
+HERE, THERE, NOWHERE = Positions.of(3), Positions.of(range(5, 9), 12), Positions()
+STREAM, HEAD = Site("resid_pre", 13), Site("z", 2, head=1)
+SINGLES = [
+    Patch(STREAM, THERE, "clean"),
+    Patch(STREAM, THERE, "it's"),
+    Patch(STREAM, HERE, "clean", from_=Positions.of(0)),
+    Ablate(Site("embed"), HERE),
+    Ablate(Site("embed"), HERE, "mean"),
+    Add(HEAD, THERE, "direction"),
+    Add(HEAD, THERE, "direction", -0.5),
+    Knockout(range(2, 5), HERE, THERE),
+    Knockout(range(2, 5), THERE, HERE),
+    Knockout(range(2, 5), HERE, THERE, heads=(0, 3)),
+    PathPatch((HEAD, STREAM), (Site("q", 4),), "clean"),
+    PathPatch((HEAD,), (Site("q", 4),), "clean", at=HERE, to=THERE),
+]
 nested = st.recursive(
-    singles | st.just(NOTHING), lambda inner: st.lists(inner).map(tuple)
+    st.sampled_from([*SINGLES, NOTHING]), lambda inner: st.lists(inner).map(tuple)
 )
 
 
@@ -99,9 +97,6 @@ def test_a_patch_reads_as_many_positions_as_it_writes():
         Patch(Site("embed"), here, "clean", from_=Positions.of(range(3)))
     with pytest.raises(InterventionError, match="0 positions are read"):
         Patch(Site("embed"), here, "clean", from_=Positions())
-
-
-NOWHERE, HERE = Positions(), Positions.of(3)
 
 
 @pytest.mark.parametrize(

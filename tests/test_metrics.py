@@ -63,7 +63,6 @@ def test_probability(logits, answer):
     wanted = softmax(logits)[:, answer]
     close(probability(Words(), answer), logits, wanted)
     close(log_probability(Words(), answer), logits, np.log(wanted), atol=1e-5)
-    assert 0 <= float(probability(Words(), answer)(torch.tensor(logits)).min())
 
 
 @given(logits=tables, clean=rows)

@@ -6,8 +6,8 @@ activation. test_generate.py and test_invariants.py use it too.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -17,12 +17,11 @@ import torch
 import mechvlm as mv
 from mechvlm import Ablate, Add, Knockout, Patch, PathPatch, Positions, Site, reference
 from mechvlm.interventions import parts
-from mechvlm.models import lowering
 from mechvlm.sites import COMPONENTS
 
-CLOSE = 1e-4
-"""Largest difference of two float32 logits. They reach 20 here and pass through four
-layers; SDPA and eager attention were seen to differ by up to 2e-5."""
+CLOSE = 1e-5
+"""Largest difference of two float32 logits. They reach 2 here, and SDPA and eager
+attention were seen to differ by 1e-6 after four layers."""
 
 TEXT = "USER : <image> what color is the cat ? ASSISTANT :"
 # Counted by hand: <s> USER : | 16 x <image> | what color is the cat ? ASSISTANT :
@@ -45,15 +44,6 @@ def close(found, wanted, atol=CLOSE):
 # --- the oracle -----------------------------------------------------------------------
 
 
-@dataclass
-class Write:
-    """Change one activation, [position ...], in place."""
-
-    component: str
-    layer: int | None
-    change: object
-
-
 class Plain:
     """A Hugging Face LLaVA with eager attention and nothing of mechvlm around it."""
 
@@ -65,35 +55,35 @@ class Plain:
 
     def masks(self, n, cuts=()):
         """Additive masks per layer, [1 head target source]: 0 reads, -inf does not."""
-        row, key = torch.arange(n)[:, None], torch.arange(n)[None]
+        size = LENGTH + 32  # room for what is generated
+        row, key = torch.arange(size)[:, None], torch.arange(size)[None]
         closed = key > row
         if self.window is not None:
             closed |= key <= row - self.window
-        found = []
-        for layer in range(N_LAYERS):
-            mask = torch.zeros(1, N_HEADS, n, n).masked_fill(closed, -math.inf)
-            for cut in (cut for cut in cuts if layer in cut.layers):
+        found = torch.zeros(N_LAYERS, N_HEADS, size, size)
+        found.masked_fill_(closed, -math.inf)
+        for cut in cuts:
+            for layer, target in product(cut.layers, cut.target):
                 for head in range(N_HEADS) if cut.heads is None else cut.heads:
-                    for target in (t for t in cut.target if t < n):
-                        mask[
-                            0, head, target, [s for s in cut.source if s < n]
-                        ] = -math.inf
-            found.append(mask)
-        return found
+                    found[layer, head, target, list(cut.source)] = -math.inf
+        return found[:, None, :, :n, :n]
 
     @torch.no_grad()
     def __call__(self, inputs, *, cuts=(), writes=()):
-        """Logits [position vocab] and every activation by (component, layer)."""
-        masks = self.masks(inputs["input_ids"].shape[1], cuts)
+        """Logits [position vocab] and every activation by (component, layer).
+
+        A write is (component, layer, change); `change` alters [position ...] in place.
+        """
+        masks = self.masks(inputs["attention_mask"].shape[1], cuts)
         seen, hooks = {}, []
 
         def through(component, layer, value, heads=False):
             value = value[0].clone()
             if heads:
                 value = value.unflatten(-1, (-1, self.d_head))
-            for write in writes:
-                if (write.component, write.layer) == (component, layer):
-                    write.change(value)
+            for *where, change in writes:
+                if where == [component, layer]:
+                    change(value)
             seen[component, layer] = value
             return (value.flatten(1) if heads else value)[None]
 
@@ -115,14 +105,10 @@ class Plain:
         """Hooks on one decoder layer; the stream after attention is summed up anew."""
         attn, mlp, now = layer.self_attn, layer.mlp, {}
 
-        def enter(_, args, kwargs):
-            stream = args[0]
-            if index == 0:
-                stream = through("embed", None, stream)
-            else:
-                stream = through("resid_post", index - 1, stream)
-            now["in"] = through("resid_pre", index, stream)
-            return (now["in"], *args[1:]), kwargs
+        def enter(_, args):
+            before = ("resid_post", index - 1) if index else ("embed", None)
+            now["in"] = through("resid_pre", index, through(*before, args[0]))
+            return (now["in"], *args[1:])
 
         def masked(_, args, kwargs):
             return args, kwargs | {"attention_mask": mask}
@@ -137,9 +123,7 @@ class Plain:
         def written(linear, _, __):
             by_head = linear.weight.unflatten(1, (-1, self.d_head))
             z = now["z"].unflatten(-1, (-1, self.d_head))
-            result = torch.stack(
-                [z[0, :, h] @ by_head[:, h].T for h in range(N_HEADS)], dim=1
-            )
+            result = torch.einsum("phe,dhe->phd", z[0], by_head)
             total = through("result", index, result[None])[0].sum(dim=1)
             if linear.bias is not None:
                 total = total + linear.bias
@@ -158,7 +142,7 @@ class Plain:
             return now["mlp"]
 
         return [
-            layer.register_forward_pre_hook(enter, with_kwargs=True),
+            layer.register_forward_pre_hook(enter),
             attn.register_forward_pre_hook(masked, with_kwargs=True),
             attn.q_proj.register_forward_hook(projected("q")),
             attn.k_proj.register_forward_hook(projected("k")),
@@ -189,22 +173,20 @@ def write_of(part, runs, vectors):
             elif isinstance(part, Ablate) and part.value == "zero":
                 row[...] = 0
             else:
-                vector = vectors[
-                    part.value if isinstance(part, Ablate) else part.vector
-                ]
-                own = vector if vector.ndim == row.ndim else vector[i]
+                name = part.value if isinstance(part, Ablate) else part.vector
+                own = vectors[name]
+                own = own if own.ndim == row.ndim else own[i]
                 row[...] = own if isinstance(part, Ablate) else row + part.scale * own
 
-    return Write(part.site.component, part.site.layer, change)
+    return part.site.component, part.site.layer, change
 
 
 def plainly(plain, inputs, intervention, runs=(), vectors=()):
     """The oracle's pass under interventions; path patches are not taken."""
     each = parts(intervention)
     cuts = [part for part in each if isinstance(part, Knockout)]
-    rest = [part for part in each if not isinstance(part, Knockout)]
-    writes = [write_of(part, runs, vectors) for part in rest]
-    return plain(inputs, cuts=cuts, writes=writes)
+    rest = [write_of(x, runs, vectors) for x in each if not isinstance(x, Knockout)]
+    return plain(inputs, cuts=cuts, writes=rest)
 
 
 # --- one kind, its prompts and runs ---------------------------------------------------
@@ -222,16 +204,20 @@ class Case:
         self.runs = {"other": mv.record(self.vlm, self.other, COMPONENTS)}
         self.plain_runs = {"other": self.plain(dict(self.other.inputs))}
 
-    def agree(self, *interventions, vectors=None):
-        """Reference and oracle give the same last logits, and none is the clean one."""
-        vectors = vectors or {}
-        clean, *done = reference.intervene(
+    def run(self, *interventions, vectors=None):
+        """The reference's logits, [run vocab]."""
+        return reference.intervene(
             self.vlm,
             self.prompt,
-            [mv.NOTHING, *interventions],
+            list(interventions),
             runs=self.runs,
             vectors=vectors,
         )
+
+    def agree(self, *interventions, vectors=None):
+        """Reference and oracle give the same last logits, and none is the clean one."""
+        vectors = vectors or {}
+        clean, *done = self.run(mv.NOTHING, *interventions, vectors=vectors)
         for what, found in zip(interventions, done, strict=True):
             made = plainly(self.plain, self.inputs, what, self.plain_runs, vectors)
             close(found, made.logits[-1])
@@ -249,11 +235,9 @@ def case(kind):
     return case_of(kind)
 
 
-LLAMA, GROUPED, SLIDING = tiny.KINDS[0], tiny.KINDS[3], tiny.KINDS[2]
-on_one = pytest.mark.parametrize("kind", [GROUPED], ids=["qwen2-grouped"])
-on_three = pytest.mark.parametrize(
-    "kind", [LLAMA, GROUPED, SLIDING], ids=["llama", "qwen2-grouped", "sliding"]
-)
+GROUPED, SLIDING = tiny.KINDS[3], tiny.KINDS[2]
+on_one = pytest.mark.parametrize("kind", [GROUPED], ids=["grouped"])
+on_two = pytest.mark.parametrize("kind", [GROUPED, SLIDING], ids=["grouped", "sliding"])
 
 
 # --- the oracle is the model ----------------------------------------------------------
@@ -264,7 +248,7 @@ def test_the_oracle_untouched_is_the_plain_model(case):
     inputs = case.inputs
     with torch.no_grad():
         bare = case.plain.model(**inputs, use_cache=False).logits[0]
-    torch.testing.assert_close(case.plain(inputs).logits, bare, rtol=0, atol=CLOSE)
+    close(case.plain(inputs).logits, bare)
     assert inputs["input_ids"][0].tolist().index(4) == IMAGE[0]
     assert inputs["input_ids"].shape == (1, LENGTH)
     assert case.prompt.layout["image"] == Positions.of(IMAGE)
@@ -277,8 +261,7 @@ def test_every_recorded_activation_is_the_plain_models(case):
         found = run[Site(component, layer)]
         torch.testing.assert_close(found, value, rtol=1e-4, atol=CLOSE)
     assert len(seen) == len(run.activations) == 1 + 11 * N_LAYERS
-    last = case.plain_runs["other"].logits[-1]
-    torch.testing.assert_close(run.logits, last, rtol=0, atol=CLOSE)
+    close(run.logits, case.plain_runs["other"].logits[-1])
 
 
 # --- knockout -------------------------------------------------------------------------
@@ -291,11 +274,10 @@ def cut(layers, target, source, heads=None):
 CUTS = {
     "last from image, one layer": cut(range(1, 2), [LAST], IMAGE),
     "last from image, a window": cut(range(1, 3), [LAST], IMAGE),
-    "last from image, everywhere": cut(range(4), [LAST], IMAGE),
     "text from image": cut(range(4), [*QUERY, 25, LAST], IMAGE),
     "one head": cut(range(4), [LAST], IMAGE, (2,)),
     "two heads, every second layer": cut(range(0, 4, 2), [LAST], QUERY, (0, 3)),
-    "image from image": cut(range(2), IMAGE, IMAGE[:-1]),
+    "image from image": cut(range(2), IMAGE, IMAGE[::2]),
     "last from the question": cut(range(2, 4), [LAST], QUERY),
     "two at once": (
         cut(range(2), [LAST], QUERY),
@@ -316,81 +298,25 @@ def test_knockout_of_an_eager_model_is_no_silent_no_op(kind, case):
     eager = mv.HookedVLM(*tiny.build(kind, attention="eager"))
     what = [mv.NOTHING, CUTS["text from image"], CUTS["one head"]]
     found = reference.intervene(eager, case.prompt, what)
-    wanted = reference.intervene(case.vlm, case.prompt, what)
-    close(found, wanted)
+    close(found, case.run(*what))
     assert (found[1:] - found[0]).abs().amax(dim=1).min() > 10 * CLOSE
     assert eager.hf_model.config.text_config._attn_implementation == "eager"
 
 
-def swapped(part, target):
-    keys = torch.tensor(list(part.source))
-
-    def cut_backwards(scores, **_):
-        new = scores.clone()
-        new[0, :, keys[:, None], torch.tensor(target)[None]] = -math.inf
-        return new
-
-    for layer in part.layers:
-        yield f"blocks.{layer}.attn.hook_attn_scores", cut_backwards
-
-
-def written_as_zero(part, target):
-    keys = torch.tensor(list(part.source))
-
-    def allow(scores, **_):
-        new = scores.clone()
-        new[0, :, torch.tensor(target)[:, None], keys[None]] = 0.0
-        return new
-
-    for layer in part.layers:
-        yield f"blocks.{layer}.attn.hook_attn_scores", allow
-
-
-def one_layer_late(part, target):
-    for name, function in HONEST(part, target):
-        layer = min(int(name.split(".")[1]) + 1, N_LAYERS - 1)
-        yield f"blocks.{layer}.attn.hook_attn_scores", function
-
-
-HONEST = lowering._cuts
-
-
-@pytest.mark.parametrize("sabotage", [swapped, written_as_zero, one_layer_late])
-def test_the_oracle_catches_a_wrong_cut(monkeypatch, sabotage):
-    """Faults published in this field, put in on purpose: each must be seen."""
-    case = case_of(LLAMA)
-    what = cut(range(1, 2), [*QUERY, LAST], IMAGE[:-1])
-    case.agree(what)
-    monkeypatch.setattr(lowering, "_cuts", sabotage)
-    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
-        case.agree(what)
-
-
 # --- patch, ablate, add ---------------------------------------------------------------
 
-SHAPES = {
-    **dict.fromkeys(("embed", "resid_pre", "attn_out", "resid_mid"), (64,)),
-    **dict.fromkeys(("mlp_out", "resid_post"), (64,)),
-    "mlp_post": (96,),
-    **dict.fromkeys(("q", "k", "v", "z"), (N_HEADS, 16)),
-    "result": (N_HEADS, 64),
-}
-PLACES = [(component, None) for component in SHAPES]
-PLACES += [
-    (component, head) for component in ("q", "k", "v", "z", "result") for head in (0, 1)
-]
+PLACES = [(component, None) for component in COMPONENTS]
+PLACES += product(("q", "k", "v", "z", "result"), (0, 1))
 AT = Positions.of(2, 7, 20, LAST)
 
 
-@on_three
+@on_two
 @pytest.mark.parametrize(("component", "head"), PLACES)
-def test_write(kind, case, component, head):
+def test_write(case, component, head):
     """At layer 0, so that every position reaches the last one."""
     site = Site(component, None if component == "embed" else 0, head)
-    shape = SHAPES[component]
-    if component in ("k", "v"):
-        shape = (kind.kv_heads, 16)
-    shape = shape if head is None else shape[1:]
+    one = case.plain_runs["other"].at[component, site.layer][0]
+    shape = one.shape if head is None else one[head].shape
     torch.manual_seed(3)
     vectors = {"one": torch.randn(shape), "each": torch.randn(len(AT), *shape)}
     case.agree(
@@ -405,7 +331,7 @@ def test_write(kind, case, component, head):
 
 
 @every_kind
-@pytest.mark.parametrize("component", SHAPES)
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_patch_in_the_last_layer(case, component):
     layer = None if component == "embed" else N_LAYERS - 1
     case.agree(Patch(Site(component, layer), Positions.of(*IMAGE[8:], LAST), "other"))
@@ -417,10 +343,7 @@ def test_several_at_once_apply_in_order(case):
     patch, add = Patch(site, at, "other"), Add(site, at, vector="v", scale=2)
     vectors = {"v": torch.ones(64)}
     case.agree((patch, add), (add, patch), vectors=vectors)
-    run = lambda *each: reference.intervene(  # noqa: E731
-        case.vlm, case.prompt, list(each), runs=case.runs, vectors=vectors
-    )
-    both, reverse, alone = run((patch, add), (add, patch), patch)
+    both, reverse, alone = case.run((patch, add), (add, patch), patch, vectors=vectors)
     assert not torch.allclose(both, reverse)
     torch.testing.assert_close(reverse, alone, rtol=0, atol=0)
 
@@ -441,21 +364,84 @@ def test_several_sites_and_a_cut_at_once(case):
 
 
 @on_one
-def test_result_patches_what_z_patches(case):
-    """A head's result is z times its own output weights, so both patches agree."""
-    at = Positions.of(IMAGE)
-    head = Patch(Site("z", 1, 2), at, "other"), Patch(Site("result", 1, 2), at, "other")
-    z, result = reference.intervene(case.vlm, case.prompt, list(head), runs=case.runs)
-    close(z, result)
-    assert not case.vlm.cfg.use_attn_result
-
-
-@on_one
 def test_a_metric_reads_the_same_logits(case):
     what = [mv.NOTHING, CUTS["text from image"]]
-    logits = reference.intervene(case.vlm, case.prompt, what)
+    logits = case.run(*what)
     red, blue = case.vlm.to_single_token("red"), case.vlm.to_single_token("blue")
     metric = mv.logit_difference(case.vlm, "red", "blue")
     found = reference.intervene(case.vlm, case.prompt, what, metric=metric)
     torch.testing.assert_close(found, logits[:, red] - logits[:, blue])
     assert found[0] != found[1]
+
+
+# --- path patching --------------------------------------------------------------------
+
+
+def put(component, layer, at, rows, head=None):
+    """Write `rows[position]` of another run at some positions."""
+    where = (list(at),) if head is None else (list(at), head)
+
+    def change(value):
+        value[where] = rows[where]
+
+    return component, layer, change
+
+
+def in_two_stages(case, path, then=()):
+    """Wang et al.'s recipe, literally: freeze and send; then put what arrives."""
+    everywhere = range(LENGTH)
+    own = case.plain(case.inputs).at
+    frozen = [put("z", layer, everywhere, own["z", layer]) for layer in range(N_LAYERS)]
+
+    def puts(sites, at, seen):
+        for site in sites:
+            rows = seen[site.component, site.layer]
+            yield put(site.component, site.layer, at, rows, site.head)
+
+    sent = puts(path.senders, path.at or everywhere, case.plain_runs["other"].at)
+    arrived = case.plain(case.inputs, writes=[*frozen, *sent]).at
+    received = puts(path.receivers, path.to or everywhere, arrived)
+    return case.plain(case.inputs, writes=[*received, *then]).logits[-1]
+
+
+EARLY = Site("z", 0, 1), Site("z", 1, 2)
+PATHS = {
+    "heads -> logits": (EARLY, (Site("resid_post", 3),), {}),
+    "heads -> a head's query": (EARLY, (Site("q", 2, 3),), {}),
+    "heads -> keys and values": (EARLY, (Site("k", 3, 0), Site("v", 3, 1)), {}),
+    "all heads of a layer": ((Site("z", 1),), (Site("resid_mid", 3),), {}),
+    "image embeddings -> an MLP": (
+        (Site("embed"),),
+        (Site("mlp_out", 2),),
+        {"at": Positions.of(IMAGE), "to": Positions.of(IMAGE)},
+    ),
+    "a head's result -> the last row": (
+        (Site("result", 1, 0),),
+        (Site("resid_pre", 3),),
+        {"to": Positions.of(LAST)},
+    ),
+}
+
+
+@every_kind
+def test_path_patch(case):
+    paths = [PathPatch(*ends, "other", **where) for *ends, where in PATHS.values()]
+    clean, *done = case.run(mv.NOTHING, *paths)
+    for name, path, found in zip(PATHS, paths, done, strict=True):
+        close(found, in_two_stages(case, path))
+        assert (found - clean).abs().max() > 10 * CLOSE, f"{name} did nothing"
+
+
+@on_one
+def test_path_patch_beside_another_intervention(case):
+    path = PathPatch(EARLY, (Site("resid_post", 2),), "other")
+    ablate = Ablate(Site("mlp_out", 3), Positions.of(LAST))
+    (found,) = case.run((path, ablate))
+    close(found, in_two_stages(case, path, then=[write_of(ablate, {}, {})]))
+
+
+@on_one
+def test_a_path_that_runs_backwards_carries_nothing(case):
+    path = PathPatch((Site("z", 2, 0),), (Site("q", 1),), "other")
+    clean, done = case.run(mv.NOTHING, path)
+    close(done, clean)

@@ -48,7 +48,7 @@ def test_every_site_is_a_hook_point_of_a_model(component, tiny_vlm):
     vlm = tiny_vlm
     if component == "result":
         assert found.hook_name not in vlm.hook_dict
-        with vlm.attn_results([(found.hook_name, None)]):
+        with vlm.attn_results([(found.hook_name, print)]):
             assert found.hook_name in vlm.hook_dict
     assert (found.hook_name in vlm.hook_dict) == (component != "result")
 
@@ -68,7 +68,8 @@ def test_a_site_prints_as_it_is_written(component, layer, head):
 @pytest.mark.parametrize(
     "name",
     ["", "embed", "blocks.hook_resid_pre", "blocks.x.hook_resid_pre", "hook_pos_embed",
-     "blocks.-1.hook_resid_pre", "blocks.3.hook_resid_prE", "blocks.3.attn.hook_pattern",
+     "blocks.-1.hook_resid_pre", "blocks.3.hook_resid_prE",
+     "blocks.3.attn.hook_pattern",
      "blocks.3.hook_resid_pre.", " blocks.3.hook_resid_pre", "xblocks.3.hook_mlp_out",
      "blocks.3.hook_mlp_out\n", "vision_projector.hook_out", "ln_final.hook_scale"],
 )  # fmt: skip

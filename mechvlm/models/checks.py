@@ -27,13 +27,18 @@ def check_model(vlm: HookedVLM) -> None:
     """Check a freshly loaded model on two made-up images.
 
     Raises:
-        ModelCheckError: The hooked forward differs from the plain one, the image makes
-            no difference, or attention rows do not sum to 1.
+        ModelCheckError: Logits are not finite, the hooked forward differs from the
+            plain one, the image makes no difference, or attention rows do not sum to 1.
     """
     image = Image.linear_gradient("L").convert("RGB")
     text = f"{vlm.processor.image_token} ?"
     prompt = vlm.prompt_raw(text, image)
     plain = vlm.hf_model(**prompt.inputs, use_cache=False).logits
+    if not torch.isfinite(plain).all():
+        raise ModelCheckError(
+            "the plain Hugging Face forward gives NaN or infinite logits. Weights are"
+            f" damaged, or {vlm.cfg.dtype} is too narrow for them: try another dtype."
+        )
     sums: list[float] = []
 
     def seen(pattern: Tensor, **_: Any) -> None:

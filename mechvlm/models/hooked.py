@@ -80,6 +80,7 @@ class HookedVLM(Weights, Vocabulary, Doors, Hooks):
         self.vision_encoder = VisionEncoder(len(encoder))
         self.vision_projector = VisionProjector()
         self.tapped = Tapped(
+            tuple(module for module in self.modules() if isinstance(module, HookPoint)),
             self.hook_embed,
             tuple(self._blocks),
             self.ln_final,

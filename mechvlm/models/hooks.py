@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities.slice import Slice
 
 from mechvlm.errors import HookError
 from mechvlm.models.config import Config
@@ -104,17 +106,18 @@ class Hooks(HookedRootModule):
             logits: Tensor = self(*model_args, **model_kwargs)
             return logits
 
-    def run_with_cache(
+    def run_with_cache(  # type: ignore[override]  # names_filter may come second
         self,
-        *model_args: Any,
+        given: Prompt | Tensor,
         names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+        *,
         return_cache_object: bool = True,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         """A forward that keeps activations, as in TransformerLens.
 
         Args:
-            *model_args: A prompt, or a residual stream; see `forward`.
+            given: A prompt, or a residual stream; see `forward`.
             names_filter: Hook names to keep: one, several, or a test; None keeps all
                 that this forward reaches.
             return_cache_object: False gives a plain dict.
@@ -125,18 +128,28 @@ class Hooks(HookedRootModule):
             HookError: A name does not exist or was not reached.
         """
         if names_filter is None:
-            names_filter = self._reached(model_args[0], kwargs)
+            names_filter = self._reached(given, kwargs)
         elif isinstance(names_filter, str) or callable(names_filter):
             self._checked_name(names_filter)
         else:
             names_filter = [str(self._checked_name(name)) for name in names_filter]
-        out, cache = super().run_with_cache(
-            *model_args, names_filter=names_filter, **kwargs
-        )
+        out, cache = super().run_with_cache(given, names_filter=names_filter, **kwargs)
         if not return_cache_object:
             return out, cache
         batched = not kwargs.get("remove_batch_dim", False)
         return out, ActivationCache(cache, self, has_batch_dim=batched)
+
+    def get_caching_hooks(
+        self, *args: Any, pos_slice: Any = None, **kwargs: Any
+    ) -> tuple[dict[str, Tensor], list[Hook], list[Hook]]:
+        """Hooks that keep activations, as in TransformerLens.
+
+        There `pos_slice` also cuts the heads of rotated queries and keys and the
+        patches of the vision tower; here it cuts positions and nothing else.
+        """
+        cut = Slice.unwrap(pos_slice)
+        cache, forward, backward = super().get_caching_hooks(*args, **kwargs)
+        return cache, _cutting(forward, cut), _cutting(backward, cut)
 
     def add_hook(
         self, name: Any, hook: HookFunction, *args: Any, **kwargs: Any
@@ -203,6 +216,31 @@ class Hooks(HookedRootModule):
             elif seen:
                 names.append(name)
         return names
+
+
+def _cutting(hooks: list[Any], cut: Slice) -> list[Hook]:
+    """The same hooks, given only the positions that are kept."""
+    return [(n, partial(_cut, save, cut, _position_axis(n))) for n, save in hooks]
+
+
+def _position_axis(name: str) -> int | None:
+    """Axis of the positions in the activation of this name; None: it has none."""
+    if name.startswith("vision_"):
+        return None
+    by_head = ("q", "k", "v", "rot_q", "rot_k", "z", "result")
+    return -3 if name.rpartition("hook_")[2] in by_head else -2
+
+
+def _cut(
+    save: HookFunction,
+    cut: Slice,
+    axis: int | None,
+    activation: Tensor,
+    hook: HookPoint,
+) -> Tensor | None:
+    """Hand on the positions that are kept."""
+    kept = activation if axis is None else cut.apply(activation, dim=axis)
+    return save(kept, hook=hook)
 
 
 def _counting(function: HookFunction, fired: set[int], index: int) -> HookFunction:

@@ -142,13 +142,8 @@ def to_hooked_transformer(vlm: HookedVLM) -> Any:
         # It was asked for by name, so that it ends with version 4 is no news.
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated")
         model = library.HookedTransformer(config)
-    wanted, given = dict(model.named_parameters()), _legacy_weights(vlm)
-    if wanted.keys() != given.keys():
-        raise InteropError(
-            "this HookedTransformer's parameters are not those of the backbone:"
-            f" {sorted(wanted.keys() ^ given.keys())}."
-        )
-    model.load_state_dict(given, strict=False)  # buffers are not weights
+    # Strictly, so that no parameter keeps what it was made with.
+    model.load_state_dict(dict(model.named_buffers()) | _legacy_weights(vlm))
     _give_tokenizer(model, vlm)
     return model.eval()
 

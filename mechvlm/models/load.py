@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mechvlm.errors import CheckpointError
+from mechvlm.errors import CheckpointError, FamilyError, MechVLMError
 from mechvlm.models import demo, families
 from mechvlm.models.checks import check_model
 from mechvlm.models.hooked import HookedVLM
@@ -91,13 +91,14 @@ def _pretrained(
     place: str | Path, revision: str | None, **kwargs: Any
 ) -> tuple[Any, dict[str, Any], Any]:
     try:
-        config = AutoConfig.from_pretrained(place, revision=revision)
-        families.find(config)
+        families.find(_config(place, revision))
         processor = AutoProcessor.from_pretrained(place, revision=revision)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place, revision=revision, output_loading_info=True, **kwargs
         )
-    except (OSError, SafetensorError, KeyError, RuntimeError) as cause:
+    except MechVLMError:
+        raise
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as cause:
         raise CheckpointError(
             f"cannot load {place}: {cause}\nA folder must hold what save_pretrained of"
             " model and processor writes; a hub name needs the network once, or a"
@@ -105,6 +106,13 @@ def _pretrained(
         ) from cause
     model, report = loaded
     return model, report, processor
+
+
+def _config(place: str | Path, revision: str | None) -> Any:
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision)
+    except ValueError as cause:  # it read the file and knows no such model type
+        raise FamilyError(f"the config of {place} is not known here: {cause}") from cause
 
 
 def _check_weights(place: str | Path, report: dict[str, Any]) -> None:

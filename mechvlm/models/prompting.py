@@ -229,21 +229,34 @@ def opened(image: ImageLike) -> Image.Image:
     """The picture in RGB.
 
     Raises:
-        UnreadableImageError: The file is no picture.
+        UnreadableImageError: The file is no picture, or one of more than 8 bits.
         ImageError: It is neither a picture nor a path.
     """
-    if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as file:
-                return file.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError) as cause:
-            raise UnreadableImageError(
-                f"cannot read {image} as an image: {cause}. Wanted the path of a"
-                " picture (PNG, JPEG, ...) or a PIL image."
-            ) from cause
-    if not isinstance(image, Image.Image):
+    if not isinstance(image, str | Path | Image.Image):
         raise ImageError(
             f"wanted a PIL image or the path of one, got {type(image).__name__}."
             " Arrays: use PIL.Image.fromarray."
         )
+    try:
+        if isinstance(image, Image.Image):
+            return _in_color(image)
+        with Image.open(image) as file:
+            return _in_color(file)
+    except (OSError, UnidentifiedImageError, SyntaxError, EOFError) as cause:
+        raise UnreadableImageError(
+            f"cannot read {image} as an image: {cause}. Wanted the path of a"
+            " picture (PNG, JPEG, ...) or a PIL image."
+        ) from cause
+
+
+def _in_color(image: Image.Image) -> Image.Image:
+    """The picture in RGB, where nothing but transparency is lost on the way."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise UnreadableImageError(
+            f"the picture has mode {image.mode!r}, and Pillow would cut every value"
+            " above 255. Scale it to 8 bits first, such as with"
+            " PIL.Image.fromarray((array / array.max() * 255).astype('uint8'))."
+        )
+    if 0 in image.size:
+        raise UnreadableImageError(f"the picture of size {image.size} has no pixels.")
     return image.convert("RGB")

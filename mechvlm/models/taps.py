@@ -25,6 +25,7 @@ __all__ = ["Tapped", "taps"]
 class Tapped:
     """A model's hook points and the Hugging Face modules that they listen to."""
 
+    points: tuple[HookPoint, ...]
     hook_embed: HookPoint
     blocks: tuple[Block, ...]
     ln_final: Norm
@@ -43,6 +44,9 @@ def _waits(point: HookPoint) -> bool:
 @contextmanager
 def taps(model: Tapped) -> Iterator[None]:
     """Install the taps that the waiting functions need, for one forward."""
+    if not any(point.fwd_hooks or point.bwd_hooks for point in model.points):
+        yield
+        return
     with ExitStack() as stack:
         if _waits(model.hook_embed):
             _tap_input(stack, model.blocks[0].layer.whole, model.hook_embed)

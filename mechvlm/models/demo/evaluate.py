@@ -69,8 +69,8 @@ class Checkpoint:
     def load(cls, folder: Path = PATH) -> "Checkpoint":
         """Load a folder in Hugging Face's format, in float32."""
         network = LlavaForConditionalGeneration.from_pretrained(folder)
-        processor = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
-        network.eval()  # type: ignore[no-untyped-call]
+        processor = AutoProcessor.from_pretrained(folder)
+        network.eval()
         return cls(network, processor)
 
     def answers(self, asked: Sequence[Asked]) -> list[str]:
@@ -96,9 +96,7 @@ class Checkpoint:
                 **inputs, max_new_tokens=_LONGEST
             )
         said = ids[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(  # type: ignore[no-untyped-call]
-            said, skip_special_tokens=True
-        )
+        texts = self.processor.batch_decode(said, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
 

@@ -76,13 +76,13 @@ def train_language(
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * cosine(number, recipe.steps)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if number % 50 == 0 or number == recipe.steps - 1:
             log.write(number)
     network.requires_grad_(True)
-    network.eval()  # type: ignore[no-untyped-call]
+    network.eval()
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def build_network(seed: int) -> LlavaForConditionalGeneration:
     with torch.no_grad():
         for name, weight in network.named_parameters():
             _initialise(name, weight)
-    network.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    network.generation_config = GenerationConfig(
         bos_token_id=BOS,
         eos_token_id=EOS,
         pad_token_id=PAD,

@@ -39,7 +39,7 @@ def build_processor() -> LlavaProcessor:
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    return LlavaProcessor(  # type: ignore[no-untyped-call]
+    return LlavaProcessor(
         image_processor=pictures,
         tokenizer=build_tokenizer(),
         patch_size=PATCH_PX,
@@ -60,7 +60,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
     )
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",

@@ -112,7 +112,7 @@ def run_stages(
             torch.save(vars(finished), scratch / f"{stage}.pt")
         network.load_state_dict(finished.weights)
         done.append(finished)
-    network.eval()  # type: ignore[no-untyped-call]
+    network.eval()
     return network, done
 
 

@@ -71,7 +71,7 @@ def train_vision(
         for group in optimizer.param_groups:
             group["lr"] = _RATE * cosine(step, recipe.steps)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         log.note(**{name: value.item() for name, value in losses.items()})

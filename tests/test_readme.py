@@ -1,0 +1,24 @@
+"""What the README shows to a stranger runs as it stands."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_readmes_code_runs():
+    names = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(BLOCKS) == 2
+    assert names["heat"].dims == ("layer", "position")
+    assert float(names["heat"].isel(layer=-1, position=-1)) > 0.9
+    assert len(names["cut"].layers) == 3
+
+
+def test_what_it_points_to_is_there():
+    here = Path(__file__).parents[1]
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert "docs/patching.png" in links
+    assert not [link for link in links if not (here / link).exists()]
