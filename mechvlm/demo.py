@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 
 from mechvlm import __version__
@@ -16,7 +17,7 @@ from mechvlm.analyses.activation_patching import activation_patching
 from mechvlm.analyses.attention_flow import attention_patterns
 from mechvlm.analyses.knockout import knockout_windows
 from mechvlm.axes import Labelled, output_folder, save_result
-from mechvlm.errors import PromptError
+from mechvlm.errors import PromptError, TokenError
 from mechvlm.layout import Box, Positions
 from mechvlm.metrics import Metric, logit_difference
 from mechvlm.models.hooked import HookedVLM
@@ -30,6 +31,7 @@ from mechvlm.viz import attention, attention_from_last, curves, heatmap, overlay
 __all__ = ["Case", "run"]
 
 Say = Callable[[str], object]
+Floats = Float[np.ndarray, " layer"]
 
 MOST_PATCHES = 1000
 """Above this many patches, neighbouring positions are patched together."""
@@ -171,10 +173,22 @@ def _drawn() -> Case:
 
 @torch.no_grad()
 def _favourite(vlm: HookedVLM, prompt: Prompt, *, but: str) -> str:
-    """What the model says to a prompt, other than the answer."""
-    logits = vlm(prompt)[0, -1].clone()
-    logits[vlm.to_single_token(but)] = -torch.inf
-    return vlm.to_string(int(logits.argmax())).strip()
+    """The word that the model would rather say to a prompt than any other but one."""
+    for token in vlm(prompt)[0, -1].argsort(descending=True).tolist():
+        word = vlm.to_string(token).strip()
+        if word not in ("", but) and _is_word(vlm, word, token):
+            return word
+    raise PromptError("the model has no word to compare the answer with; give --foil.")
+
+
+def _is_word(vlm: HookedVLM, word: str, token: int) -> bool:
+    """Whether a word stands for this token and no special one."""
+    if token in vlm.tokenizer.all_special_ids:
+        return False
+    try:
+        return vlm.to_single_token(word) == token
+    except TokenError:
+        return False
 
 
 @torch.no_grad()
@@ -278,34 +292,36 @@ def _knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
         for what, source in seen.items()
     }
     cuts["question → last"] = ("last", "query")
-    return knockout_windows(vlm, prompt, cuts, answer=case.answer, progress=True)
+    return knockout_windows(
+        vlm, prompt, cuts, answer=case.answer, mode="from", progress=True
+    )
 
 
-def _costliest(drop: Labelled) -> tuple[str, int]:
-    """The cut from the object (or the image) that costs most, and its window."""
-    source = str(drop["cut"].values[0]).split(" → ")[0]
-    names = [str(name) for name in drop["cut"].values if str(name).startswith(source)]
-    lines = drop.sel(cut=names).values
-    cut, layer = np.unravel_index(int(lines.argmin()), lines.shape)
-    return names[int(cut)], int(layer)
+def _reading(line: Floats) -> tuple[int, int]:
+    """First and last layer whose own cut adds a tenth or more of the whole effect."""
+    steps = np.diff([*line, 0.0]) / -line[0]
+    found = np.flatnonzero(steps >= 0.1)
+    return int(found[0]), int(found[-1])
 
 
 def _where_read(drop: Labelled) -> str:
-    """One sentence: who reads the object, and in which layers."""
-    name, at = _costliest(drop)
-    source, target = name.split(" → ")
-    reader = "the question" if target == "question" else "the last position"
-    stop = min(at + int(drop.attrs["width"]), drop.sizes["layer"]) - 1
-    change = float(drop.sel(cut=name)[at])
-    if change > -5:
+    """One sentence: who reads the object (or the image), and in which layers."""
+    source = str(drop["cut"].values[0]).split(" → ")[0]
+    names = [str(name) for name in drop["cut"].values if str(name).startswith(source)]
+    name = min(names, key=lambda each: float(drop.sel(cut=each)[0]))
+    line = drop.sel(cut=name).values
+    if line[0] > -5:
         return (
-            f"Read: no window of layers shows who reads the {source}; the costliest"
-            f" cut, {name} in {_layers(at, stop)}, changes the answer's probability by"
-            f" {change:.0f} %."
+            f"Read: cutting {' or '.join(names)} in all layers leaves the answer's"
+            f" probability within 5 % ({line[0]:+.0f} %): neither is needed alone."
         )
+    first, last = _reading(line)
+    reader = "the question" if name.endswith("question") else "the last position"
+    after = line[last + 1] if last + 1 < len(line) else 0.0
     return (
-        f"Read: {reader} reads the {source} in {_layers(at, stop)}; cutting it there"
-        f" costs {-change:.0f} % of the answer's probability."
+        f"Read: {reader} reads the {source} in {_layers(first, last)}; cutting that"
+        f" from layer {first} on costs {-line[first]:.0f} % of the answer's"
+        f" probability, only after layer {last} {max(0.0, -after):.0f} %."
     )
 
 
@@ -337,7 +353,11 @@ def _results(
             sentences[1] + " Each line: all positions of a set are patched at once.",
             figure=curves(way.rename(set="cut").transpose("cut", "layer")),
         ),
-        Section("Who reads whom", sentences[0], figure=curves(drop)),
+        Section(
+            "Who reads whom",
+            sentences[0] + " Each line: a cut in this layer and all later ones.",
+            figure=curves(drop),
+        ),
         Section(
             "Where on the image",
             "Each cell's residual stream is taken from the clean run into the twin's,"
@@ -358,8 +378,8 @@ def _attention(vlm: HookedVLM, prompt: Prompt, drop: Labelled) -> list[Section]:
     step = -(-vlm.cfg.n_layers // SHOWN_LAYERS)
     layers = range(0, vlm.cfg.n_layers, step)
     patterns = attention_patterns(vlm, prompt, layers=layers)
-    # In the first layer the question is read for its words; look behind it.
-    reading = int(drop.sel(cut="question → last").values[1:].argmin()) + 1
+    line = np.append(drop.sel(cut="question → last").values, 0.0)
+    reading = int(np.diff(line).argmax())
     shown = min(layers, key=lambda layer: abs(layer - reading))
     return [
         Section(

@@ -121,13 +121,40 @@ def tiny_checkpoint(tmp_path_factory, tiny_vlm):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_prompt(tiny_vlm):
+    """BOS, 2 words of the template, 16 cells, 2 words of query, 2 of the template."""
+    import tiny
+
+    made = tiny_vlm.prompt("what color", tiny.picture())
+    assert (made.layout.n, list(made.layout["image"])) == (23, [*range(3, 19)])
+    return made
+
+
 @pytest.fixture
 def untouched(tiny_vlm):
-    """Check at the test's end that no hook is left and no weight has changed."""
+    """Check at the test's end that no hook is left and no weight has changed.
+
+    The fixture's value tells, at any time, what differs from the test's beginning.
+    """
     before = _state(tiny_vlm)
-    yield
-    for what, (was, now) in _changes(before, _state(tiny_vlm)).items():
-        raise AssertionError(f"the test left {what} as {now}, it was {was}")
+
+    def changed():
+        now = _state(tiny_vlm)
+        return sorted(k for k in before.keys() | now if before.get(k) != now.get(k))
+
+    yield changed
+    assert changed() == [], "the test left these as they were not before"
+
+
+@pytest.fixture
+def no_forward(tiny_vlm, monkeypatch):
+    """Fail where a forward pass ends that should never have begun."""
+
+    def never(*_):
+        raise AssertionError("a forward pass ran although the input is bad")
+
+    monkeypatch.setattr(tiny_vlm.hf_model.lm_head, "forward", never)
 
 
 def _state(vlm):
@@ -146,9 +173,3 @@ def _state(vlm):
     for part in (config, config.text_config, config.vision_config):
         state[f"attention of {part.model_type}"] = part._attn_implementation
     return state
-
-
-def _changes(before, after):
-    both = before.keys() | after.keys()
-    pairs = {what: (before.get(what), after.get(what)) for what in sorted(both)}
-    return {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}

@@ -26,7 +26,7 @@ def test_the_demo_says_what_it_asks_and_finds(written):
     assert question.startswith("question   what color is the")
     p_clean, p_twin = (float(re.search(r" ([01]\.\d+),", x)[1]) for x in (clean, twin))
     assert p_clean > 0.9 > 0.1 > p_twin
-    assert re.fullmatch(r"Read: .* layers? \d.*%.*\.", read)
+    assert re.fullmatch(r"Read: .* reads the object in layers? \d.*%.*\.", read)
     assert re.fullmatch(r"Written: from the input of layer \d .*%.*\.", written_at)
 
 
@@ -46,9 +46,13 @@ def test_the_results_open_again_and_say_what_the_sentences_say(written):
     assert heat.dims == ("layer", "position")
     assert drop.dims == ("cut", "layer")
     last = heat.isel(position=-1).values
+    way = mv.open_result(page.parent / "activation_patching_sets.nc")
+    np.testing.assert_allclose(way.sel(set="last").values, last, atol=1e-5)
     first = int(np.flatnonzero(last >= 0.5)[0])
     assert f"from the input of layer {first} on" in said[-1]
-    assert f"{-drop.sel(cut='image → last').values.min():.0f} %" in said[-2]
+    costs = -float(drop.sel(cut="object → question", layer=0))
+    assert "the question reads the object in layer 0; cutting" in said[-2]
+    assert f"costs {costs:.0f} %" in said[-2]
     assert heat.attrs["model"] == "demo"
     assert mv.cite(heat).startswith("Heimersheim")
 

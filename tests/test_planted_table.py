@@ -254,9 +254,8 @@ def test_recovery_at_the_object(world, direction):
 
 
 def test_the_relay_hands_the_class_from_the_object_to_the_question_to_the_end():
-    """Every position alone: no token of the object suffices; either question word does.
-
-    Of three object tokens one carries a third of the values read: a third of the class.
+    """Every position alone: an object token is one of three that a question word reads,
+    and a question word one of two that the last position reads.
     """
     world = World("relay")
     metric = mv.logit_difference(world.vlm, "zero", "one")
@@ -335,7 +334,7 @@ def test_attention_lies_on_the_object(world):
 
 def test_integrated_gradients_are_complete(world):
     """Gradients flow through `hook_embed`, from a hook that puts a new value there."""
-    steps = 150
+    steps = 60
     clean = world.h(0)
     rows = list(world.at["image"])
     baseline = clean.clone()
@@ -354,7 +353,7 @@ def test_integrated_gradients_are_complete(world):
     given = (gradient * (clean - baseline)).sum(dim=-1)
     with torch.no_grad():
         whole = (logit(clean) - logit(baseline)).item()
-    # The integral is a sum of 150 here; both it and the logits are in units of 4.
+    # The integral is a sum of 60 here; both it and the logits are in units of 4.
     close(given.sum().item(), whole, 4 * TOLERANCE)
     close(whole, world.truth.attribution, 4 * TOLERANCE)
     if whole > 1:

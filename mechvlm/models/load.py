@@ -112,7 +112,9 @@ def _config(place: str | Path, revision: str | None) -> Any:
     try:
         return AutoConfig.from_pretrained(place, revision=revision)
     except ValueError as cause:  # it read the file and knows no such model type
-        raise FamilyError(f"the config of {place} is not known here: {cause}") from cause
+        raise FamilyError(
+            f"the config of {place} is not known here: {cause}"
+        ) from cause
 
 
 def _check_weights(place: str | Path, report: dict[str, Any]) -> None:
