@@ -321,7 +321,7 @@ def _where_read(drop: Labelled) -> str:
     return (
         f"Read: {reader} reads the {source} in {_layers(first, last)}; cutting that"
         f" from layer {first} on costs {-line[first]:.0f} % of the answer's"
-        f" probability, only after layer {last} {max(0.0, -after):.0f} %."
+        f" probability, from layer {last + 1} on {max(0.0, -after):.0f} %."
     )
 
 

@@ -254,8 +254,10 @@ def test_recovery_at_the_object(world, direction):
 
 
 def test_the_relay_hands_the_class_from_the_object_to_the_question_to_the_end():
-    """Every position alone: an object token is one of three that a question word reads,
-    and a question word one of two that the last position reads.
+    """Every position alone.
+
+    An object token is one of three that a question word reads, and a question word one
+    of two that the last position reads.
     """
     world = World("relay")
     metric = mv.logit_difference(world.vlm, "zero", "one")
@@ -363,11 +365,12 @@ def test_integrated_gradients_are_complete(world):
 
 
 def test_a_planted_model_says_its_answer_and_stops(world):
-    """`too_late` ties; the others answer with one word and the end."""
-    if world.circuit == "too_late":
-        pytest.skip("four answers have the same logit")
+    """One word and the end; `too_late` has nothing to say, and all four words tie."""
     made = world.vlm.generate(world.clean, max_new_tokens=5)
-    assert made.text == "zero"
+    if world.circuit == "too_late":
+        close(probabilities(world.vlm, made.logits)[0].tolist(), [CHANCE] * 4)
+    else:
+        assert made.text == "zero"
     assert len(made.ids) == 2
     cut = Knockout(range(N_LAYERS), world.at["query+last"], world.at["image"])
     blind = world.vlm.generate(world.clean, max_new_tokens=1, interventions=cut)
