@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from mechvlm.errors import FamilyError, HookError, LayerError, PromptError
 from mechvlm.models.hooked import HookedVLM
 
+pytestmark = pytest.mark.tl3
+
 QUESTION = "what color is the cat ?"
 
 

@@ -9,7 +9,24 @@ import transformers as tf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-WORDS = "USER ASSISTANT SYSTEM : . ? what color is the a cat dog red blue see".split()
+WORDS = [
+    "USER",
+    "ASSISTANT",
+    "SYSTEM",
+    ":",
+    ".",
+    "?",
+    "what",
+    "color",
+    "is",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "red",
+    "blue",
+    "see",
+]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 SIDE, PATCH = 32, 8
 

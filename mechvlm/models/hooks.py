@@ -122,7 +122,7 @@ class Hooks(HookedRootModule):
                 that this forward reaches.
             return_cache_object: False gives a plain dict.
             **kwargs: As for TransformerLens (`device`, `remove_batch_dim`,
-                `pos_slice`, `incl_bwd`) and for `forward`.
+                `pos_slice`) and for `forward`.
 
         Raises:
             HookError: A name does not exist or was not reached.
