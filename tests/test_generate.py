@@ -92,7 +92,11 @@ def test_a_padded_prompt_generates_the_same(case, monkeypatch):
 
 TEXT_ROWS = [*QUERY, 25, LAST]
 EVERY = range(4)
-VECTORS = {"v": torch.linspace(-2, 2, 64), "z": torch.linspace(-1, 1, 16)}
+VECTORS = {
+    "v": torch.linspace(-2, 2, 64),
+    "z": torch.linspace(-1, 1, 16),
+    "rows": torch.linspace(-2, 2, 192).reshape(3, 64),
+}
 CASES = {
     "nothing": mv.NOTHING,
     "cut: new from image": cut(EVERY, WRITTEN, IMAGE),
@@ -109,8 +113,14 @@ CASES = {
         Site("resid_post", 0), Positions.of(WRITTEN[0]), "other", Positions.of(LAST)
     ),
     "keys patched": Patch(Site("k", 1), Positions.of(IMAGE), "other"),
-    "a vector added across the border": Add(
-        Site("resid_mid", 1), Positions.of(LAST, WRITTEN[0], WRITTEN[2]), "v", 3.0
+    "a row each added across the border": Add(
+        Site("resid_mid", 1), Positions.of(LAST, WRITTEN[0], WRITTEN[2]), "rows", 3.0
+    ),
+    "a row each patched across the border": Patch(
+        Site("mlp_out", 0),
+        Positions.of(LAST, *WRITTEN),
+        "other",
+        Positions.of(QUERY[:5]),
     ),
     "a vector added to one head": Add(
         Site("q", 0, 2), Positions.of([*TEXT_ROWS, *WRITTEN]), "z", 2.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -15,14 +16,41 @@ from mechvlm.errors import InterventionError
 from mechvlm.interventions import Intervention, Knockout, PathPatch, parts
 from mechvlm.layout import Layout
 from mechvlm.models.checking import check
+from mechvlm.models.config import Config
+from mechvlm.models.family import Family
+from mechvlm.models.hooks import Hook
 from mechvlm.models.lowering import RunLike, Sources, hooks_of
-from mechvlm.models.taps import taps
+from mechvlm.models.taps import Tapped, taps
 from mechvlm.prompts import Prompt
 
-if TYPE_CHECKING:
-    from mechvlm.models.hooked import HookedVLM
-
 __all__ = ["Generation", "generate"]
+
+
+@runtime_checkable
+class Speaker(Protocol):
+    """What generation needs of a hooked model."""
+
+    hf_model: Any
+    cfg: Config
+    family: Family
+    tapped: Tapped
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        ...
+
+    def reads(self, prompt: Prompt) -> Tensor:
+        """Which position may attend to which, per layer."""
+        ...
+
+    def hooks(self, fwd_hooks: list[Hook]) -> AbstractContextManager[object]:
+        """Temporary hooks."""
+        ...
+
+    def attn_results(self, hooks: list[Hook]) -> AbstractContextManager[None]:
+        """Per-head results, where one of the hooks needs them."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +71,7 @@ class Generation:
 
 
 def generate(
-    vlm: HookedVLM,
+    vlm: Speaker,
     prompt: Prompt,
     max_new_tokens: int,
     intervention: Intervention,
@@ -76,7 +104,7 @@ def generate(
 
 
 def _check(
-    vlm: HookedVLM,
+    vlm: Speaker,
     prompt: Prompt,
     max_new_tokens: int,
     intervention: Intervention,
@@ -99,7 +127,7 @@ def _check(
     check(vlm.cfg, intervention, n, sources, reads)
 
 
-def _step(vlm: HookedVLM, inputs: dict[str, Any], *, hooks: list[Any]) -> Tensor:
+def _step(vlm: Speaker, inputs: dict[str, Any], *, hooks: list[Hook]) -> Tensor:
     """Last-position logits of one forward that fills the cache."""
     with vlm.attn_results(hooks), vlm.hooks(fwd_hooks=hooks), taps(vlm.tapped):
         out = vlm.hf_model(**inputs, use_cache=True, logits_to_keep=1)
@@ -107,7 +135,7 @@ def _step(vlm: HookedVLM, inputs: dict[str, Any], *, hooks: list[Any]) -> Tensor
     return last
 
 
-def _next(vlm: HookedVLM, inputs: dict[str, Any], token: int) -> dict[str, Any]:
+def _next(vlm: Speaker, inputs: dict[str, Any], token: int) -> dict[str, Any]:
     """Inputs of the next forward: one new token, everything else from the cache."""
     device = inputs["input_ids"].device
     new = torch.tensor([[token]], device=device)

@@ -25,14 +25,12 @@ from mechvlm.models.passes import masks_of, skipped, stopped
 from mechvlm.models.points import Block, Norm, VisionEncoder, VisionProjector
 from mechvlm.models.prompting import ImageLike, Prompter
 from mechvlm.models.taps import Tapped, taps
-from mechvlm.models.vocabulary import Vocabulary
-from mechvlm.models.weights import Weights
 from mechvlm.prompts import Prompt
 
 __all__ = ["HookedVLM"]
 
 
-class HookedVLM(Weights, Vocabulary, Doors, Hooks):
+class HookedVLM(Doors, Hooks):
     """A Hugging Face vision-language model whose language backbone is hooked.
 
     The model itself is not changed: hook points listen to its modules during a forward

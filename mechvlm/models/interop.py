@@ -7,14 +7,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from mechvlm.errors import InteropError
-
-if TYPE_CHECKING:
-    from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.vocabulary import Vocabulary
+from mechvlm.models.weights import Weights
 
 __all__ = ["Doors", "to_bridge", "to_hooked_transformer"]
 
@@ -52,7 +51,7 @@ _HOOKED_TRANSFORMER = _Door(
 )
 
 
-class Doors:
+class Doors(Weights, Vocabulary):
     """A hooked model as the models of other libraries."""
 
     def to_bridge(self) -> Any:
@@ -62,7 +61,7 @@ class Doors:
             InteropError: Another TransformerLens is installed, or it has no bridge for
                 this architecture.
         """
-        return to_bridge(self)  # type: ignore[arg-type]  # HookedVLM is a Doors
+        return to_bridge(self)
 
     def to_hooked_transformer(self) -> Any:
         """The language backbone as TransformerLens 3.9's `HookedTransformer`.
@@ -73,10 +72,10 @@ class Doors:
             InteropError: Another TransformerLens is installed, or a HookedTransformer
                 cannot compute what this backbone does.
         """
-        return to_hooked_transformer(self)  # type: ignore[arg-type]  # as above
+        return to_hooked_transformer(self)
 
 
-def to_bridge(vlm: HookedVLM) -> Any:
+def to_bridge(vlm: Doors) -> Any:
     """TransformerLens's `TransformerBridge` around the same Hugging Face weights.
 
     A bridge puts its own modules into the model that it wraps, so it gets a copy of the
@@ -117,7 +116,7 @@ def to_bridge(vlm: HookedVLM) -> Any:
     return bridge
 
 
-def to_hooked_transformer(vlm: HookedVLM) -> Any:
+def to_hooked_transformer(vlm: Doors) -> Any:
     """The language backbone as a real `HookedTransformer` with a copy of the weights.
 
     Nothing is folded or centred. It knows no images: feed it the merged sequence,
@@ -157,7 +156,7 @@ def _same_weights(model: nn.Module) -> Any:
     return deepcopy(model, shared)
 
 
-def _give_tokenizer(model: Any, vlm: HookedVLM) -> None:
+def _give_tokenizer(model: Any, vlm: Doors) -> None:
     """Attach a copy of the tokenizer as it is.
 
     TransformerLens would load it again by its name to make it prepend BOS, which asks
@@ -178,7 +177,7 @@ _DESCRIBED = frozenset({"llama", "mistral", "qwen2"})
 _ACTIVATIONS = frozenset({"gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"})
 
 
-def _legacy_config(vlm: HookedVLM) -> dict[str, Any]:
+def _legacy_config(vlm: Doors) -> dict[str, Any]:
     """What HookedTransformerConfig is made with."""
     text = vlm.hf_model.config.text_config
     beyond = _beyond(vlm)
@@ -204,7 +203,7 @@ def _legacy_config(vlm: HookedVLM) -> dict[str, Any]:
     }
 
 
-def _beyond(vlm: HookedVLM) -> list[str]:
+def _beyond(vlm: Doors) -> list[str]:
     """What the backbone has that a HookedTransformer cannot describe."""
     text = vlm.hf_model.config.text_config
     blocks: list[Any] = list(vlm.blocks)
@@ -260,7 +259,7 @@ def _windows(text: Any) -> dict[str, Any]:
     return {"use_local_attn": True, "window_size": window, "attn_types": types}
 
 
-def _legacy_weights(vlm: HookedVLM) -> dict[str, Tensor]:
+def _legacy_weights(vlm: Doors) -> dict[str, Tensor]:
     """The weights under a HookedTransformer's names; grouped heads have a `_`."""
     ln_final: Any = vlm.ln_final
     weights: dict[str, Tensor] = {
