@@ -154,7 +154,8 @@ class PathPatch:
 
     The senders take the other run's values while every attention head between them and
     the receivers is frozen to this run's (MLPs are computed again); what the receivers
-    then get as input is patched into a last, otherwise untouched run.
+    then get is patched into a last run. In a tuple, what stands beside it applies to
+    that last run alone.
 
     Paper: Wang et al. 2023, "Interpretability in the Wild" (path patching, IOI).
 

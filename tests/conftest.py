@@ -109,7 +109,10 @@ def tiny_vlm():
 
     from mechvlm.models.hooked import HookedVLM
 
-    return HookedVLM(*tiny.build(tiny.Kind("llama", 2, "clip")))
+    vlm = HookedVLM(*tiny.build(tiny.Kind("llama", 2, "clip")))
+    # At its first forward transformers hangs hooks of its own on the vision tower.
+    vlm(vlm.prompt("the dog", tiny.picture()))
+    return vlm
 
 
 @pytest.fixture(scope="session")
