@@ -311,7 +311,10 @@ class Layout:
         Raises:
             RegionError: The area is not inside the picture, or has no cell: the
                 processor cropped it away, or the rule asks too much of its size.
+            LayoutError: There is no such image, rule, or number of rings.
         """
+        if buffer < 0:
+            raise LayoutError(f"buffer={buffer}: wanted 0 or more rings of cells.")
         grid = self._grid(image)
         chosen = _chosen(grid, area, rule)
         if not chosen.any():

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from mechvlm.errors import MetricError
+from mechvlm.errors import MetricError, TokenError
 
 __all__ = [
     "Metric",
@@ -221,4 +221,8 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
 
 
 def _token(vlm: Words, word: str | int) -> int:
-    return word if isinstance(word, int) else vlm.to_single_token(word)
+    if isinstance(word, str):
+        return vlm.to_single_token(word)
+    if word < 0:
+        raise TokenError(f"token id {word} is negative; ids count from 0.")
+    return word

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mechvlm.errors import PairError
-from mechvlm.layout import Layout, Positions
+from mechvlm.layout import GROUPS, Layout, Positions
 
 __all__ = ["Prompt", "check_pair"]
 
@@ -122,7 +122,7 @@ def check_pair(clean: Prompt, corrupted: Prompt) -> None:
             " number of tokens, or change only the image."
         )
     if ours.groups != theirs.groups:
-        differing = [g for g in ours.groups if ours[g] != theirs[g]]
+        differing = [group for group in GROUPS if ours[group] != theirs[group]]
         raise PairError(
             "the clean and the corrupted prompt have the same length but other groups"
             f" ({', '.join(differing)}): their positions do not mean the same."

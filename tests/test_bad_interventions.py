@@ -218,3 +218,16 @@ def test_a_run_says_what_it_lacks(tiny_vlm, tiny_prompt):
         intervene(
             tiny_vlm, tiny_prompt, Patch(Site("v", 1), LAST, "r"), runs={"r": run}
         )
+
+
+class Foreign:
+    """A run of a model whose stream is one number wide: torch would broadcast it."""
+
+    def __getitem__(self, site):
+        return torch.zeros(23, 1)
+
+
+def test_a_run_of_another_model_is_refused(tiny_vlm, tiny_prompt):
+    patch = Patch(STREAM, LAST, "theirs")
+    with refused(errors.RunError, r"shape \(1,\) per position; this model has \(64,\)"):
+        intervene(tiny_vlm, tiny_prompt, [patch], runs={"theirs": Foreign()})

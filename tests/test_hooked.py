@@ -295,3 +295,13 @@ def test_the_middle_of_a_layer_reaches_its_end():
     vlm.run_with_hooks(prompt, fwd_hooks=hooks)
     ours = cache["blocks.1.hook_resid_mid"] + 1
     assert_close(seen["post"], ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_hook_that_never_fired_is_gone_after_it_is_told(reset):
+    vlm = HookedVLM(*tiny.build())
+    text = vlm.prompt("what color ?")
+    vision = [("vision_projector.hook_out", look)]
+    with pytest.raises(HookError, match="never fired"):
+        vlm.run_with_hooks(text, fwd_hooks=vision, reset_hooks_end=reset)
+    assert not any(point.fwd_hooks for point in vlm.hook_dict.values())

@@ -199,3 +199,9 @@ def test_a_word_that_is_no_token_is_refused(tiny_vlm):
             make(tiny_vlm, "red blue")
     with pytest.raises(TokenError, match="'red blue' is 2 tokens"):
         logit_difference(tiny_vlm, "red", "red blue")
+
+
+def test_a_negative_token_id_is_refused():
+    """It would count from the vocabulary's end."""
+    with pytest.raises(TokenError, match="token id -1 is negative"):
+        probability(Words(), -1)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from mechvlm.errors import LayoutError, PairError, PromptError, TokenError
 from mechvlm.layout import Positions
@@ -309,7 +310,7 @@ def test_prompts_of_other_groups_are_no_pair(vlm):
     clean = vlm.prompt("the dog the", picture)
     other = vlm.prompt("the dog", picture, prefix=" the")
     with pytest.raises(
-        PairError, match=r"same length but other groups \(template, query"
+        PairError, match=r"same length but other groups \(query, template\)"
     ):
         check_pair(clean, other)
 
@@ -356,3 +357,15 @@ def test_an_image_of_another_size_is_refused(vlm):
         LayoutError, match="9 image positions do not fill whole images of 4"
     ):
         HookedVLM(vlm.hf_model, lying).prompt("the dog", picture)
+
+
+def test_a_file_on_its_side_is_turned_up(tiny_vlm, tmp_path):
+    """Oracle: the picture that was laid on its side before saving."""
+    upright = tiny.picture(1, width=40, height=32)
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn a quarter clockwise to view"
+    turned.save(tmp_path / "side.png", exif=exif)
+    prompt = tiny_vlm.prompt("what color ?", tmp_path / "side.png")
+    assert prompt.image.size == (40, 32)
+    assert prompt.image.tobytes() == upright.tobytes()

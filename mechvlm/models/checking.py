@@ -96,7 +96,7 @@ def _check_write(
     check_site(cfg, part.site)
     _check_inside(type(part).__name__, part.at, n)
     if isinstance(part, Patch):
-        _check_run(part.run, part.site, part.from_ or part.at, sources)
+        _check_run(cfg, part.run, part.site, part.from_ or part.at, sources)
         return
     name = part.vector if isinstance(part, Add) else part.value
     if isinstance(part, Ablate) and name == "zero":
@@ -131,13 +131,21 @@ def shape_at(cfg: Config, site: Site) -> tuple[int, ...]:
     return (width,) if site.head is not None else (n_heads, width)
 
 
-def _check_run(name: str, site: Site, at: Positions, sources: Sources) -> None:
+def _check_run(
+    cfg: Config, name: str, site: Site, at: Positions, sources: Sources
+) -> None:
     if name not in sources.runs:
         raise RunError(
             f"the run {name!r} is not given: runs= has {sorted(sources.runs)}. Record"
             " it with record(vlm, prompt) and hand it over as runs={...}."
         )
-    _check_inside(f"the patch from run {name!r}", at, len(sources.runs[name][site]))
+    found = sources.runs[name][site]
+    if tuple(found.shape[1:]) != shape_at(cfg, site):
+        raise RunError(
+            f"run {name!r} has {site!r} of shape {tuple(found.shape[1:])} per position;"
+            f" this model has {shape_at(cfg, site)}. Was it recorded on another model?"
+        )
+    _check_inside(f"the patch from run {name!r}", at, len(found))
 
 
 def _check_path(cfg: Config, part: PathPatch, n: int, sources: Sources) -> None:
@@ -148,7 +156,7 @@ def _check_path(cfg: Config, part: PathPatch, n: int, sources: Sources) -> None:
             _check_inside("PathPatch", positions, n)
     for site in part.senders:
         every = Positions.of(range(n)) if part.at is None else part.at
-        _check_run(part.run, site, every, sources)
+        _check_run(cfg, part.run, site, every, sources)
 
 
 def _check_cut(cfg: Config, part: Knockout, n: int) -> None:

@@ -74,6 +74,7 @@ class Hooks(HookedRootModule):
             yield self
         silent = [name for i, (name, _) in enumerate(counted) if i not in fired]
         if silent:
+            self.reset_hooks(clear_contexts, level=self.context_level + 1)
             raise HookError(
                 f"hooks on {silent} never fired: no forward ran, it started after or"
                 " stopped before that layer, or a vision hook met a prompt without an"

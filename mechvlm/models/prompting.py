@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mechvlm.errors import (
@@ -241,7 +241,8 @@ def opened(image: ImageLike) -> Image.Image:
         if isinstance(image, Image.Image):
             return _in_color(image)
         with Image.open(image) as file:
-            return _in_color(file)
+            # A file may say that it lies on its side; every viewer turns it up.
+            return _in_color(ImageOps.exif_transpose(file))
     except (OSError, UnidentifiedImageError, SyntaxError, EOFError) as cause:
         raise UnreadableImageError(
             f"cannot read {image} as an image: {cause}. Wanted the path of a"
