@@ -139,7 +139,8 @@ def _case(
     counterfactual: Path | None,
 ) -> Case:
     """The user's own picture and question, or a scene that is drawn for them."""
-    if model == "demo" and image is None and question is None and answer is None:
+    given = (image, question, answer, foil, counterfactual)
+    if model == "demo" and all(each is None for each in given):
         return _drawn()
     if image is None or question is None or answer is None:
         raise PromptError(
@@ -298,10 +299,10 @@ def _knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
 
 
 def _reading(line: Floats) -> tuple[int, int]:
-    """First and last layer whose own cut adds a tenth or more of the whole effect."""
-    steps = np.diff([*line, 0.0]) / -line[0]
-    found = np.flatnonzero(steps >= 0.1)
-    return int(found[0]), int(found[-1])
+    """Layers between which the effect of a cut goes from nine tenths to one tenth."""
+    left = np.append(line[1:], 0.0) / line[0]
+    first = int(np.flatnonzero(left < 0.9)[0])
+    return first, max(first, int(np.flatnonzero(left <= 0.1)[0]))
 
 
 def _where_read(drop: Labelled) -> str:

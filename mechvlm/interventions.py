@@ -7,6 +7,7 @@ intervention (`vectors=`, `runs=`), so that a plan can be printed, saved and com
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias
 
 from mechvlm.errors import InterventionError
@@ -113,8 +114,10 @@ class Add:
     scale: int | float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse an intervention on no position."""
+        """Refuse an intervention on no position, or by no number."""
         _refuse_empty("Add.at", self.at)
+        if not isfinite(self.scale):
+            raise InterventionError(f"Add.scale is {self.scale}: wanted a number.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,35 @@ class Knockout:
             )
 
 
+_IN_A_LAYER = {
+    "resid_pre": 0,
+    **dict.fromkeys(("q", "k", "v"), 1),
+    "z": 2,
+    "result": 3,
+    "attn_out": 4,
+    "resid_mid": 5,
+    "mlp_post": 6,
+    "mlp_out": 7,
+    "resid_post": 8,
+}
+"""The order in which a layer computes its components."""
+
+
+def _feeds(sender: Site, receiver: Site) -> bool:
+    """Whether a change at `sender` reaches `receiver` with all other heads frozen."""
+    if receiver.layer is None or receiver.component == "z":
+        return False
+    if sender.layer is None:
+        start = -1
+    else:
+        start = sender.layer * len(_IN_A_LAYER) + _IN_A_LAYER[sender.component]
+    stop = receiver.layer * len(_IN_A_LAYER) + _IN_A_LAYER[receiver.component]
+    if receiver.component in ("result", "attn_out"):
+        same_layer = sender.layer == receiver.layer
+        return same_layer and sender.component in ("z", "result") and start < stop
+    return start < stop
+
+
 @dataclass(frozen=True, slots=True)
 class PathPatch:
     """Patch the direct paths from some sites to others, and nothing besides.
@@ -174,12 +206,19 @@ class PathPatch:
     to: Positions | None = field(default=None)
 
     def __post_init__(self) -> None:
-        """Refuse paths that start or end nowhere."""
+        """Refuse paths that start or end nowhere, or that nothing can come along."""
         if not self.senders or not self.receivers:
             raise InterventionError(
                 f"a path from {len(self.senders)} senders to {len(self.receivers)}"
                 " receivers: both ends need at least one site."
             )
+        for receiver in self.receivers:
+            if not any(_feeds(sender, receiver) for sender in self.senders):
+                raise InterventionError(
+                    f"no sender of {self.senders} reaches {receiver!r}, because every"
+                    " head between them is frozen. Receivers are q, k, v, mlp_post,"
+                    " mlp_out or resid sites behind a sender."
+                )
 
 
 if TYPE_CHECKING:

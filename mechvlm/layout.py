@@ -204,6 +204,7 @@ class ImageGrid:
         return box
 
     def _checked_mask(self, mask: Bool[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+        mask = np.asarray(mask, dtype=bool)
         if mask.shape != (self.height, self.width):
             raise RegionError(
                 f"mask of shape {mask.shape} does not fit the picture: wanted"

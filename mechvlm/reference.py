@@ -53,7 +53,8 @@ def intervene(
     Args:
         vlm: The model.
         prompt: The prompt that is run.
-        interventions: One run each; a tuple inside is several at once, in order.
+        interventions: A list with one run each. A tuple is one of them: several
+            things done at once, in order.
         runs: Recorded runs by the names that patches use.
         vectors: Vectors by the names that ablations and additions use.
         metric: What to read of each run; None gives the logits.
@@ -82,13 +83,7 @@ def intervene(
     """
     if batch_tokens is not None and batch_tokens < 1:
         raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
-    todo = (
-        list(interventions) if isinstance(interventions, Sequence) else [interventions]
-    )
-    if not todo:
-        raise InterventionError(
-            "the list of interventions is empty; for the clean run use [NOTHING]."
-        )
+    todo = _listed(interventions)
     sources = Sources(runs or {}, vectors or {})
     _check_all(vlm, prompt, todo, sources)
     words = progress if isinstance(progress, str) else None
@@ -98,6 +93,19 @@ def intervene(
         logits = _one(vlm, prompt, each, sources)
         rows.append(logits if metric is None else metric(logits[None])[0])
     return torch.stack(rows)
+
+
+def _listed(
+    interventions: Sequence[Intervention] | Intervention,
+) -> list[Intervention]:
+    """One entry per run: a tuple is one run, in which several things are done."""
+    if isinstance(interventions, Sequence) and not interventions:
+        raise InterventionError(
+            "the list of interventions is empty; for the clean run use [NOTHING]."
+        )
+    if isinstance(interventions, tuple) or not isinstance(interventions, Sequence):
+        return [interventions]
+    return list(interventions)
 
 
 def _check_all(

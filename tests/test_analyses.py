@@ -177,3 +177,32 @@ def test_what_cannot_be_analysed_is_refused(tiny_vlm, pair, untouched):
     with pytest.raises(LayerError, match="width=5"):
         cuts = {"x": ("last", "image")}
         mv.knockout_windows(tiny_vlm, clean, cuts, answer="red", width=5)
+
+
+def test_the_embedding_is_patched_as_what_enters_layer_0(tiny_vlm, pair):
+    clean, corrupted, metric = pair
+    ways = [
+        mv.activation_patching(
+            tiny_vlm, clean, corrupted, metric=metric, site=site, at="query", **more
+        )
+        for site, more in (("embed", {}), ("resid_pre", {"layers": [0]}))
+    ]
+    assert ways[0]["layer"].values.tolist() == [0]
+    np.testing.assert_allclose(ways[0].values, ways[1].values, atol=1e-6)
+
+
+def test_a_bad_answer_is_told_before_anything_runs(tiny_vlm, pair, no_forward):
+    with pytest.raises(mv.TokenError, match="not in the vocabulary"):
+        cuts = {"x": ("last", "image")}
+        mv.knockout_windows(tiny_vlm, pair[0], cuts, answer="elephant")
+
+
+def test_a_tuple_is_one_run_and_a_list_is_several(tiny_vlm, pair):
+    image, last = pair[0].layout["image"], pair[0].layout["last"]
+    cut = mv.Knockout(range(2), last, image)
+    gone = mv.Ablate(mv.Site("resid_pre", 3), last)
+    both = mv.intervene(tiny_vlm, pair[0], (cut, gone))
+    each = mv.intervene(tiny_vlm, pair[0], [(cut, gone), cut, gone])
+    assert both.shape[0] == 1
+    assert torch.equal(both[0], each[0])
+    assert (each[1] - each[2]).abs().max() > 1e-3

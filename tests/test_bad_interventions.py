@@ -134,7 +134,7 @@ BAD = {
     ),
     "broken vector": (Add(STREAM, LAST, "nan"), errors.InterventionError, "NaN or inf"),
     "path": (
-        PathPatch((Site("z", 9),), (Site("q", 3),), "clean"),
+        PathPatch((Site("z", 9),), (Site("resid_post", 9),), "clean"),
         errors.LayerError,
         "has 4 layers",
     ),

@@ -9,7 +9,7 @@ from test_browser import BROWSER, Visit, context  # noqa: F401 - a fixture
 
 import mechvlm as mv
 from mechvlm import cli
-from mechvlm.demo import run
+from mechvlm.demo import _reading, run
 from mechvlm.errors import OutputError, PromptError, UnreadableImageError
 
 
@@ -42,7 +42,7 @@ def test_the_page_is_whole_and_asks_nobody(written):
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 def test_the_page_opens_offline_and_asks_nobody(written, context):  # noqa: F811
-    page, said = written
+    page, _ = written
     visit = Visit(context, page)
     visit.page.wait_for_load_state("load")
     assert visit.page.locator("h1").inner_text() == "Where does “purple” come from?"
@@ -94,6 +94,7 @@ def test_a_checkpoint_and_picture_of_ones_own(tiny_checkpoint, tmp_path, capsys)
     [
         ({"model": "/no/such/folder"}, PromptError, "needs all of --image"),
         ({"question": "what ?"}, PromptError, "needs all of --image"),
+        ({"foil": "red"}, PromptError, "needs all of --image"),
         ({"image": "torn.png", "question": "what ?", "answer": "red"},
          UnreadableImageError, "cannot read"),
     ],
@@ -115,3 +116,17 @@ def test_the_command_shows_one_message_and_no_traceback(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert shown.startswith("mechvlm: ")
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "layers"),
+    [
+        ([-100, 0, 0, 0], (0, 0)),
+        ([-99, -98, -90, -2], (2, 2)),
+        ([-80, -70, -40, -4, 0], (0, 2)),
+        (np.linspace(-100, -3, 32), (3, 28)),
+    ],
+)
+def test_a_curve_says_where_its_effect_goes(line, layers):
+    """From nine tenths of the whole effect to one tenth, however it is spread."""
+    assert _reading(np.asarray(line, dtype=float)) == layers

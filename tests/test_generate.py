@@ -211,3 +211,12 @@ def test_what_generation_refuses(case):
     beyond = cut(EVERY, [LENGTH + 1], IMAGE)
     with pytest.raises(mv.InterventionError, match=r"outside this sequence of 28"):
         vlm.generate(prompt, max_new_tokens=2, interventions=beyond)
+
+
+def test_an_answer_that_ends_too_early_for_a_cut_says_so(demo):
+    scene = mv.scenes.sample(seed=1, n=2)
+    prompt = demo.prompt("how many objects are there ?", scene.image)
+    late = mv.Ablate(mv.Site("resid_pre", 2), mv.Positions.of(prompt.layout.n + 10))
+    with pytest.warns(mv.MechVLMWarning, match="the answer ended after"):
+        said = demo.generate(prompt, interventions=(late,))
+    assert said.text == "two"

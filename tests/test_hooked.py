@@ -305,3 +305,37 @@ def test_a_hook_that_never_fired_is_gone_after_it_is_told(reset):
     with pytest.raises(HookError, match="never fired"):
         vlm.run_with_hooks(text, fwd_hooks=vision, reset_hooks_end=reset)
     assert not any(point.fwd_hooks for point in vlm.hook_dict.values())
+
+
+def test_hooks_may_write_in_place():
+    """A hook that writes into its activation does what one that returns a copy does."""
+
+    def copied(x, hook):
+        return written(x.clone(), hook)
+
+    def written(x, hook):
+        x[..., 0] *= 3
+        return x
+
+    vlm = HookedVLM(*tiny.build(tiny.KINDS[1]))
+    prompt = vlm.prompt(QUESTION, tiny.picture())
+    vlm.set_use_attn_result(True)
+    names = [n for n in vlm.hook_dict if not n.startswith("vision_encoder")]
+    with torch.no_grad():
+        before = vlm(prompt)
+        for name in names:
+            new = vlm.run_with_hooks(prompt, fwd_hooks=[(name, copied)])
+            same = vlm.run_with_hooks(prompt, fwd_hooks=[(name, written)])
+            assert_close(same, new, rtol=0, atol=2e-6, msg=name)
+            assert (same - before).abs().max() > 1e-4, name
+
+
+def test_results_that_are_turned_off_take_their_hooks_along():
+    vlm = HookedVLM(*tiny.build())
+    prompt = vlm.prompt(QUESTION, tiny.picture())
+    before = vlm(prompt)
+    vlm.set_use_attn_result(True)
+    vlm.add_hook("blocks.1.attn.hook_result", lambda x, hook: x * 0, is_permanent=True)
+    assert (vlm(prompt) - before).abs().max() > 1e-3
+    vlm.set_use_attn_result(False)
+    assert torch.equal(vlm(prompt), before)

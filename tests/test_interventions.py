@@ -130,3 +130,36 @@ def test_a_path_needs_two_ends():
         PathPatch((), (Site("z", 1),), "clean")
     with pytest.raises(InterventionError, match="from 1 senders to 0 receivers"):
         PathPatch((Site("z", 1),), (), "clean")
+
+
+Z0 = Site("z", 1, 0)
+
+
+@pytest.mark.parametrize(
+    "receiver",
+    [
+        Site("z", 2, 0),
+        Site("q", 1),
+        Site("resid_pre", 1),
+        Site("embed"),
+        Site("attn_out", 2),
+        Site("result", 2, 0),
+    ],
+)
+def test_a_path_that_nothing_can_come_along_is_refused(receiver):
+    """Heads between sender and receiver are frozen, so these keep their own values."""
+    with pytest.raises(InterventionError, match=r"no sender of .* reaches"):
+        PathPatch((Z0,), (receiver,), "other")
+
+
+@pytest.mark.parametrize(
+    "receiver",
+    [Site("q", 2), Site("attn_out", 1), Site("mlp_out", 1), Site("resid_post", 3)],
+)
+def test_a_path_that_leads_somewhere_is_kept(receiver):
+    assert PathPatch((Z0,), (receiver,), "other").receivers == (receiver,)
+
+
+def test_a_scale_that_is_no_number_is_refused():
+    with pytest.raises(InterventionError, match=r"Add\.scale is nan"):
+        Add(Site("embed"), Positions.of(1), "v", scale=float("nan"))

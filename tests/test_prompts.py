@@ -321,7 +321,12 @@ def test_prompts_of_other_groups_are_no_pair(vlm):
 def test_a_single_token_is_its_id(vlm):
     assert vlm.to_single_token("dog") == len(tiny.SPECIAL) + tiny.WORDS.index("dog")
     assert vlm.to_string(vlm.to_single_token("dog")) == "dog"
-    assert vlm.to_single_token("<unk>") == tiny.SPECIAL.index("<unk>")
+
+
+@pytest.mark.parametrize("special", tiny.SPECIAL)
+def test_a_special_token_is_no_answer(vlm, special):
+    with pytest.raises(TokenError, match=f"'{special}' is the special token"):
+        vlm.to_single_token(special)
 
 
 def test_words_there_and_back(vlm):

@@ -438,10 +438,3 @@ def test_path_patch_beside_another_intervention(case):
     ablate = Ablate(Site("mlp_out", 3), Positions.of(LAST))
     (found,) = case.run((path, ablate))
     close(found, in_two_stages(case, path, then=[write_of(ablate, {}, {})]))
-
-
-@on_one
-def test_a_path_that_runs_backwards_carries_nothing(case):
-    path = PathPatch((Site("z", 2, 0),), (Site("q", 1),), "other")
-    clean, done = case.run(mv.NOTHING, path)
-    close(done, clean)

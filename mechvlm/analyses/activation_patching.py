@@ -89,15 +89,15 @@ def activation_patching(
         raise InterventionError(
             f"direction={direction!r}: wanted 'denoise' or 'noise'."
         )
-    chosen = _layers(vlm, layers)
+    chosen = _layers(vlm, site, layers)
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     places, labels = _places(vlm, base, site, at)
     todo = [
-        Patch(Site(site, layer, head), positions, "donor")
+        Patch(_place(site, layer, head), positions, "donor")
         for layer in chosen
         for head, positions in places
     ]
-    run = record(vlm, donor, [Site(site, layer) for layer in chosen])
+    run = record(vlm, donor, [_place(site, layer) for layer in chosen])
     both = metric(torch.stack([record(vlm, base, []).logits, run.logits])).tolist()
     bad, good = both if direction == "denoise" else reversed(both)
     units = recovery(metric, clean=good, corrupted=bad).units  # refuses an empty gap
@@ -132,13 +132,21 @@ def _described(
     }
 
 
-def _layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:
-    chosen = list(range(vlm.cfg.n_layers) if layers is None else layers)
-    beyond = [layer for layer in chosen if not 0 <= layer < vlm.cfg.n_layers]
+def _place(component: Component, layer: int, head: int | None = None) -> Site:
+    """The site of a component in a layer; the embedding is what enters layer 0."""
+    return Site(component) if component == "embed" else Site(component, layer, head)
+
+
+def _layers(
+    vlm: HookedVLM, component: Component, layers: Sequence[int] | range | None
+) -> list[int]:
+    n_layers = 1 if component == "embed" else vlm.cfg.n_layers
+    chosen = list(range(n_layers) if layers is None else layers)
+    beyond = [layer for layer in chosen if not 0 <= layer < n_layers]
     if beyond or not chosen:
         raise LayerError(
-            f"layers {beyond or chosen} cannot be patched: this model has"
-            f" {vlm.cfg.n_layers}, 0..{vlm.cfg.n_layers - 1}."
+            f"layers {beyond or chosen} cannot be patched: {component!r} is there in"
+            f" layers 0..{n_layers - 1} of this model."
         )
     return chosen
 

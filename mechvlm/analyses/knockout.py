@@ -55,6 +55,7 @@ def knockout_windows(
     Raises:
         BlindRowError: A cut leaves a row nothing to read.
         InterventionError: There is no cut, or one names no position.
+        TokenError: The answer is not exactly one token.
         LayerError: The width is not a number of layers.
         MetricError: The clean run gives the answer no probability.
 
@@ -73,6 +74,7 @@ def knockout_windows(
         raise InterventionError(
             'no cut is given; wanted {"image->last": ("last", "image")}.'
         )
+    token = vlm.to_single_token(answer) if isinstance(answer, str) else answer
     width = max(1, round(vlm.cfg.n_layers * 9 / 32)) if width is None else width
     windows = _windows(vlm.cfg.n_layers, width, mode)
     planned = [
@@ -82,8 +84,8 @@ def knockout_windows(
     ]
     shown = f"knockout, {mode}" if progress else None
     logits = intervene(vlm, prompt, [NOTHING, *planned], progress=shown)
-    change = probability_change(vlm, answer, logits[0])(logits[1:])
-    clean = float(probability(vlm, answer)(logits[:1])[0])
+    change = probability_change(vlm, token, logits[0])(logits[1:])
+    clean = float(probability(vlm, token)(logits[:1])[0])
     return labelled(
         change.reshape(len(cuts), len(windows)).cpu().numpy(),
         name="change of the answer's probability",

@@ -104,12 +104,14 @@ def _explicit(
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.transpose(2, 3) * scale
+    # In fp32, as SDPA's kernels compute them: a cut run must not differ from an uncut
+    # one by the rounding of 16-bit scores.
+    scores = query.float() @ key.float().transpose(2, 3) * scale
     allowed = _allowed(mask, query.shape[2], key.shape[2], query.device)
     scores = points.scores(scores.masked_fill(~allowed, -torch.inf))
     # A row that may read nothing is a row of padding; it reads nothing, not NaN.
     blind = scores.isneginf().all(dim=-1, keepdim=True)
-    pattern = scores.masked_fill(blind, 0).float().softmax(dim=-1)
+    pattern = scores.masked_fill(blind, 0).softmax(dim=-1)
     pattern = points.pattern(pattern.masked_fill(blind, 0).to(query.dtype))
     return (pattern @ value).transpose(1, 2).contiguous(), pattern
 

@@ -55,6 +55,10 @@ def check(
         RunError: A run is not given, or lacks a site or a position.
         BlindRowError: A row that is cut has nothing left to read.
     """
+    if "zero" in sources.vectors:
+        raise InterventionError(
+            'a vector is named "zero", which Ablate takes for 0 itself; rename it.'
+        )
     cuts = [part for part in parts(intervention) if isinstance(part, Knockout)]
     for part in parts(intervention):
         if isinstance(part, Knockout):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from mechvlm.errors import InterventionError
+from mechvlm.errors import InterventionError, MechVLMWarning
 from mechvlm.interventions import Intervention, Knockout, PathPatch, parts
 from mechvlm.layout import Layout
 from mechvlm.models.checking import check
@@ -95,6 +96,7 @@ def generate(
             break
         inputs = _next(vlm, inputs, chosen[-1])
         rows = range(rows.stop, rows.stop + 1)
+    _warn_unreached(intervention, rows.stop)
     return Generation(
         torch.tensor(chosen),
         vlm.tokenizer.decode(chosen, skip_special_tokens=True).strip(),
@@ -156,3 +158,18 @@ def _ends(hf_model: Any) -> set[int]:
     if found is None:
         return set()
     return {found} if isinstance(found, int) else set(found)
+
+
+def _warn_unreached(intervention: Intervention, n: int) -> None:
+    """Say so where the answer ended before any row that an intervention names."""
+    for part in parts(intervention):
+        if isinstance(part, PathPatch):
+            continue
+        named = part.target if isinstance(part, Knockout) else part.at
+        if min(named) >= n:
+            warnings.warn(
+                f"{part!r} names positions from {min(named)} on, and the answer ended"
+                f" after {n} were computed: it changed nothing.",
+                MechVLMWarning,
+                stacklevel=4,
+            )

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
+from transformers import ProcessorMixin
 
-from mechvlm.errors import LayerError, PromptError
+from mechvlm.errors import FamilyError, LayerError, PromptError
 from mechvlm.interventions import Intervention
 from mechvlm.models import families
 from mechvlm.models.attention import listening
@@ -65,6 +66,12 @@ class HookedVLM(Doors, Hooks):
         self.family = families.find(self.hf_model.config)
         self.cfg = Config.of(self.hf_model, self.family)
         config: Any = self.hf_model.config
+        submodule(hf_model, (self.family.language_model,))  # refuses a bare backbone
+        if not isinstance(processor, ProcessorMixin):
+            raise FamilyError(
+                f"the processor is a {type(processor).__name__}; wanted the model's"
+                " whole processor, as AutoProcessor.from_pretrained loads it."
+            )
         names = self.family.backbones[config.text_config.model_type]
 
         def norm(module: nn.Module) -> Norm:
@@ -164,6 +171,10 @@ class HookedVLM(Doors, Hooks):
             raise PromptError(f"return_type={return_type!r}: only 'logits' is known.")
         inputs, start = self._inputs(given, prompt, start_at_layer)
         stop = self._checked_layer(stop_at_layer)
+        if stop is not None and stop < start:
+            raise LayerError(
+                f"stop_at_layer={stop} lies before start_at_layer={start}."
+            )
         language_model = self._language_model
         with skipped(language_model, start), taps(self.tapped):
             if stop is not None:
@@ -214,6 +225,13 @@ class HookedVLM(Doors, Hooks):
 
     # -- inside ---------------------------------------------------------------------
 
+    def _apply(self, fn: Any, recurse: bool = True) -> HookedVLM:
+        """Move or convert, as `to` does, and say so in `cfg`."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        model = self.hf_model
+        self.cfg = replace(self.cfg, dtype=model.dtype, device=model.device)
+        return self
+
     @property
     def _language_model(self) -> Any:
         return self.hf_model.get_submodule(self.family.language_model)
@@ -243,6 +261,12 @@ class HookedVLM(Doors, Hooks):
             return {**given.inputs, "use_cache": False}, 0
         if isinstance(given, Tensor) and prompt is not None and start is not None:
             left_out = {"input_ids", *self.family.pixels}
+            wanted = (1, prompt.layout.n, self.cfg.d_model)
+            if tuple(given.shape) != wanted:
+                raise PromptError(
+                    f"a stream of shape {tuple(given.shape)} was given; this prompt and"
+                    f" model want {wanted}, [1 position d_model]."
+                )
             kept = {k: v for k, v in prompt.inputs.items() if k not in left_out}
             return {**kept, "inputs_embeds": given, "use_cache": False}, start
         raise PromptError(

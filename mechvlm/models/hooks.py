@@ -128,6 +128,11 @@ class Hooks(HookedRootModule):
         Raises:
             HookError: A name does not exist or was not reached.
         """
+        if kwargs.get("incl_bwd"):
+            raise HookError(
+                "incl_bwd needs an output that is one number, and this forward gives"
+                " logits. Use vlm.hooks(bwd_hooks=...) around forward and backward."
+            )
         if names_filter is None:
             names_filter = self._reached(given, kwargs)
         elif isinstance(names_filter, str) or callable(names_filter):
@@ -163,7 +168,13 @@ class Hooks(HookedRootModule):
         super().add_hook(self._checked_name(name), hook, *args, **kwargs)
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
-        """Turn the per-head hook points `blocks.l.attn.hook_result` on or off."""
+        """Turn the per-head hook points `blocks.l.attn.hook_result` on or off.
+
+        Off takes the hooks on them away, permanent ones too.
+        """
+        for name, point in self.hook_dict.items():
+            if name.endswith("attn.hook_result") and not use_attn_result:
+                point.remove_hooks("both", including_permanent=True)
         self.cfg = replace(self.cfg, use_attn_result=use_attn_result)
         self.setup()
 

@@ -17,6 +17,12 @@ from mechvlm.models.hooked import HookedVLM
 
 __all__ = ["load"]
 
+_HUB = ("cache_dir", "local_files_only", "subfolder", "token")
+"""Arguments that say where a checkpoint is; config and processor need them too."""
+
+_OLD_BUFFERS = ("position_ids", "rotary_emb.inv_freq")
+"""Ends of keys that older versions saved and newer ones make themselves."""
+
 
 def load(
     name_or_path: str | Path = "demo",
@@ -90,9 +96,10 @@ def _check_folder(place: str | Path) -> None:
 def _pretrained(
     place: str | Path, revision: str | None, **kwargs: Any
 ) -> tuple[Any, dict[str, Any], Any]:
+    hub = {key: kwargs[key] for key in _HUB if key in kwargs} | {"revision": revision}
     try:
-        families.find(_config(place, revision))
-        processor = AutoProcessor.from_pretrained(place, revision=revision)
+        families.find(_config(place, hub))
+        processor = AutoProcessor.from_pretrained(place, **hub)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place, revision=revision, output_loading_info=True, **kwargs
         )
@@ -108,9 +115,9 @@ def _pretrained(
     return model, report, processor
 
 
-def _config(place: str | Path, revision: str | None) -> Any:
+def _config(place: str | Path, hub: dict[str, Any]) -> Any:
     try:
-        return AutoConfig.from_pretrained(place, revision=revision)
+        return AutoConfig.from_pretrained(place, **hub)
     except ValueError as cause:  # it read the file and knows no such model type
         raise FamilyError(
             f"the config of {place} is not known here: {cause}"
@@ -121,6 +128,7 @@ def _check_weights(place: str | Path, report: dict[str, Any]) -> None:
     """Refuse weights that transformers would fill in at random or leave out."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         found = sorted(str(key) for key in report.get(kind) or ())
+        found = [key for key in found if not key.endswith(_OLD_BUFFERS)]
         if found:
             raise CheckpointError(
                 f"{place} has {len(found)} {kind.replace('_', ' ')}, such as"

@@ -12,13 +12,33 @@ from transformer_lens.hook_points import HookPoint
 from mechvlm.models.attention import AttentionPoints
 from mechvlm.models.family import Layer
 
-__all__ = ["MLP", "Attention", "Block", "Norm", "VisionEncoder", "VisionProjector"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "Block",
+    "Norm",
+    "VisionEncoder",
+    "VisionProjector",
+    "heard",
+]
 
 
 def _bias(linear: nn.Linear) -> Float[Tensor, " out"]:
     """Bias of a layer; zero where it has none."""
     bias = cast("Tensor | None", linear.bias)
     return linear.weight.new_zeros(linear.out_features) if bias is None else bias
+
+
+def heard(point: HookPoint, value: Tensor) -> tuple[Tensor, bool]:
+    """The value after its hook point, and whether a hook changed it, even in place.
+
+    Inference tensors do not count their changes and are taken as changed.
+    """
+    before = None if value.is_inference() else value._version
+    new = point(value)
+    if new is not value or before is None:
+        return new, True
+    return new, value._version != before
 
 
 class Norm(nn.Module):
@@ -52,10 +72,10 @@ class Norm(nn.Module):
         """The norm's output after its hook points; untouched, the output itself."""
         wide = residual.float()
         scale = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
-        new_scale = self.hook_scale(scale)
+        new_scale, changed = heard(self.hook_scale, scale)
         normalized = (wide / new_scale).to(residual.dtype)
-        new = self.hook_normalized(normalized)
-        if new is normalized and new_scale is scale:
+        new, changed_too = heard(self.hook_normalized, normalized)
+        if not changed and not changed_too:
             return output
         scaled: Tensor = new * self.w
         return scaled

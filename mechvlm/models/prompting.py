@@ -25,7 +25,7 @@ from mechvlm.prompts import Prompt
 __all__ = ["ImageLike", "Prompter", "opened"]
 
 ImageLike = Image.Image | str | Path
-"""A picture, or the path of one."""
+"""A picture, taken as it is, or the path of one, turned up as the file says."""
 
 _MARK = "\ue000"
 """A private-use character that no template holds: marks where a text will stand."""
@@ -73,6 +73,8 @@ class Prompter:
 
     def raw(self, text: str, image: ImageLike | None) -> Prompt:
         """A prompt of literal text; see `HookedVLM.prompt_raw`."""
+        if not text.strip():
+            raise PromptError("the text is empty: there is nothing to ask.")
         picture = None if image is None else opened(image)
         return self._prompt(text, picture, {"query": (0, len(text))})
 
@@ -225,6 +227,12 @@ def _group(token: Span, spans: Mapping[str, Span]) -> str:
     return "template"
 
 
+_UNREADABLE = (
+    *(OSError, UnidentifiedImageError, SyntaxError, EOFError, ValueError),
+    Image.DecompressionBombError,
+)
+
+
 def opened(image: ImageLike) -> Image.Image:
     """The picture in RGB.
 
@@ -243,7 +251,7 @@ def opened(image: ImageLike) -> Image.Image:
         with Image.open(image) as file:
             # A file may say that it lies on its side; every viewer turns it up.
             return _in_color(ImageOps.exif_transpose(file))
-    except (OSError, UnidentifiedImageError, SyntaxError, EOFError) as cause:
+    except _UNREADABLE as cause:
         raise UnreadableImageError(
             f"cannot read {image} as an image: {cause}. Wanted the path of a"
             " picture (PNG, JPEG, ...) or a PIL image."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from mechvlm.models.attention import AttentionPoints, listening
-from mechvlm.models.points import Block, Norm, VisionEncoder, VisionProjector
+from mechvlm.models.points import Block, Norm, VisionEncoder, VisionProjector, heard
 
 __all__ = ["Tapped", "taps"]
 
@@ -111,8 +111,8 @@ def _tap_result(stack: ExitStack, block: Block) -> None:
     def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         z = args[0].unflatten(-1, (-1, d_head))
         result = torch.einsum("bphe,hed->bphd", z, attn.W_O)
-        new = attn.hook_result(result)
-        return output if new is result else new.sum(dim=2) + attn.b_O
+        new, changed = heard(attn.hook_result, result)
+        return new.sum(dim=2) + attn.b_O if changed else output
 
     stack.callback(layer.o.register_forward_hook(hook).remove)
 

@@ -56,14 +56,16 @@ class Vocabulary:
         Raises:
             TokenError: It is several tokens, none, or not in the vocabulary.
         """
-        return _single_token(self.tokenizer, word)
+        more = {self.processor.image_token_id}
+        return _single_token(self.tokenizer, word, more)
 
 
-def _single_token(tokenizer: Any, word: str) -> int:
-    """Token id of a word that is exactly one token.
+def _single_token(tokenizer: Any, word: str, more: set[int]) -> int:
+    """Token id of a word that is exactly one token; `more` are special ones too.
 
     Raises:
-        TokenError: The word is no token, several tokens, or not in the vocabulary.
+        TokenError: The word is no token, several tokens, a special one, or not in the
+            vocabulary.
     """
     found = list(tokenizer(word, add_special_tokens=False)["input_ids"])
     if len(found) != 1:
@@ -75,6 +77,11 @@ def _single_token(tokenizer: Any, word: str) -> int:
         raise TokenError(
             f"{word!r} is not in the vocabulary: the tokenizer has only"
             f" {tokenizer.unk_token!r} for it."
+        )
+    if found[0] in {*tokenizer.all_special_ids, *more}:
+        raise TokenError(
+            f"{word!r} is the special token {found[0]}, which is no answer to measure."
+            " If it is meant (end of sequence, say), pass its id to the metric."
         )
     return int(found[0])
 

@@ -25,18 +25,42 @@ def _grid_shape(config: Any) -> tuple[int, int]:
     return side, side
 
 
+_UNDERSTOOD = frozenset(
+    {"do_center_crop", "do_convert_rgb", "do_normalize", "do_pad", "do_rescale"}
+    | {"do_resize"}
+)
+"""What an image processor may do and its geometry still be known."""
+
+
 def _seen(image_processor: Any, size: tuple[int, int]) -> Box:
-    """Rectangle of the picture left after the processor's resize and centre crop."""
+    """Rectangle of the picture left after the processor's pad, resize and crop."""
+    does = image_processor.to_dict()
+    unknown = {key for key in does if key.startswith("do_") and does[key]} - _UNDERSTOOD
+    if unknown or (does.get("do_pad") and does.get("pad_size")):
+        raise FamilyError(
+            f"the image processor does {sorted(unknown) or 'pad_size'}, which moves"
+            " pixels in a way that family 'llava' does not understand; understood are"
+            f" {sorted(_UNDERSTOOD)}."
+        )
     width, height = size
-    new_width, new_height = _resized(image_processor, width, height)
+    # Padding makes a square with the picture in its middle, before anything else.
+    side = max(size)
+    square = (side, side) if does.get("do_pad") else size
+    pad_left, pad_top = (square[0] - width) // 2, (square[1] - height) // 2
+    new_width, new_height = _resized(image_processor, *square)
     crop_width, crop_height = new_width, new_height
-    if image_processor.do_center_crop:
+    if does.get("do_center_crop"):
         crop_width = image_processor.crop_size["width"]
         crop_height = image_processor.crop_size["height"]
     # The processor crops whole pixels of the resized picture.
     left, top = (new_width - crop_width) // 2, (new_height - crop_height) // 2
-    x, y = width / new_width, height / new_height
-    return left * x, top * y, (left + crop_width) * x, (top + crop_height) * y
+    x, y = square[0] / new_width, square[1] / new_height
+    return (
+        left * x - pad_left,
+        top * y - pad_top,
+        (left + crop_width) * x - pad_left,
+        (top + crop_height) * y - pad_top,
+    )
 
 
 def _resized(image_processor: Any, width: int, height: int) -> tuple[int, int]:

@@ -1,0 +1,96 @@
+"""Families: the geometry of every processor they understand, and what they refuse."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from mechvlm.errors import FamilyError, PromptError
+from mechvlm.models.hooked import HookedVLM
+
+
+def padding_processor():
+    """LLaVA's own image processor: pads to a square, then resizes."""
+    from transformers.models.llava.image_processing_pil_llava import (
+        LlavaImageProcessorPil,
+    )
+
+    side = tiny.SIDE
+    return LlavaImageProcessorPil(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        do_pad=True,
+        image_mean=[0.0] * 3,
+    )
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80), (61, 37), (32, 32)])
+def test_padded_pictures_keep_their_geometry(size):
+    """Oracle: a drawn strip pushed through the processor itself."""
+    model, processor = tiny.build()
+    processor.image_processor = padding_processor()
+    vlm = HookedVLM(model, processor)
+    width, height = size
+    mask = np.zeros((height, width), dtype=bool)
+    mask[height // 4 : height // 2, : width // 3] = True
+    drawn = Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
+    layout = vlm.prompt("what color ?", drawn).layout
+    pixels = processor.image_processor(
+        drawn, do_normalize=False, resample=Image.Resampling.BOX
+    )["pixel_values"][0]
+    side, patch = tiny.SIDE // tiny.PATCH, tiny.PATCH
+    seen = np.asarray(pixels)[0].reshape(side, patch, side, patch).mean(axis=(1, 3))
+    covered = layout.grids[0].coverage(mask)
+    np.testing.assert_allclose(covered, seen, atol=0.08)
+    assert covered.max() > 0.3
+    assert len(layout.region(mask)) == (covered > 0).sum()
+
+
+def test_a_processor_that_does_more_is_refused():
+    model, processor = tiny.build()
+    processor.image_processor.do_reflect = True
+    vlm = HookedVLM(model, processor)
+    with pytest.raises(FamilyError, match=r"do_reflect.*moves pixels"):
+        vlm.prompt("what color ?", tiny.picture())
+
+
+def test_a_bare_backbone_or_tokenizer_is_refused():
+    model, processor = tiny.build()
+    with pytest.raises(FamilyError, match=r"no module at model\.language_model"):
+        HookedVLM(model.model, processor)
+    with pytest.raises(FamilyError, match="wanted the model's whole processor"):
+        HookedVLM(model, processor.tokenizer)
+
+
+def test_cfg_follows_the_model_that_is_moved():
+    vlm = HookedVLM(*tiny.build())
+    assert vlm.cfg.dtype == torch.float32
+    vlm.to(torch.float64)
+    assert vlm.cfg.dtype == torch.float64
+    assert vlm(vlm.prompt("what color ?", tiny.picture())).dtype == torch.float64
+
+
+def test_a_stream_of_another_shape_is_refused():
+    vlm = HookedVLM(*tiny.build())
+    prompt = vlm.prompt("what color ?", tiny.picture())
+    stream = vlm(prompt, stop_at_layer=2)
+    with pytest.raises(PromptError, match="a stream of shape"):
+        vlm(stream.repeat(2, 1, 1), prompt=prompt, start_at_layer=2)
+    with pytest.raises(PromptError, match="a stream of shape"):
+        vlm(stream[:, 1:], prompt=prompt, start_at_layer=2)
+    with pytest.raises(IndexError, match="stop_at_layer=1 lies before"):
+        vlm(stream, prompt=prompt, start_at_layer=2, stop_at_layer=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_a_cut_of_nothing_changes_little(dtype):
+    """Explicit attention beside SDPA: no more than the rounding of the output."""
+    vlm = HookedVLM(*tiny.build()).to(dtype)
+    prompt = vlm.prompt("what color is the cat ?", tiny.picture())
+    here = "blocks.1.attn.hook_attn_scores"
+    with torch.no_grad():
+        plain = vlm(prompt)
+        read = vlm.run_with_hooks(prompt, fwd_hooks=[(here, lambda x, hook: x)])
+    unit = torch.finfo(dtype).eps * plain.abs().max()
+    assert (read - plain).abs().max() <= 2 * unit
