@@ -110,7 +110,7 @@ demo: need-core
 	$(PY) -m mechvlm demo $(ARGS)
 
 test: need-dev
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 $(ARGS)
 ifneq ($(wildcard notebooks/*.ipynb),)
 	$(PY) -m pytest --nbmake notebooks
 endif

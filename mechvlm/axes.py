@@ -110,6 +110,14 @@ def open_result(path: str | Path) -> xr.DataArray | xr.Dataset:
 
     Raises:
         OutputError: The file is missing, torn, or no netCDF file.
+
+    Example:
+        >>> import tempfile
+        >>> result = labelled([1.0], name="m", units="nats", paper="-", layer=[3])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     kept = save_result(result, Path(folder) / "m.nc")
+        ...     open_result(kept).identical(result)
+        True
     """
     path = Path(path)
     try:

@@ -94,6 +94,13 @@ def probability(vlm: Words, answer: str | int) -> Metric:
 
     Raises:
         TokenError: The word is not exactly one token.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> import torch
+        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> [round(p, 4) for p in mv.probability(vlm, "red")(tie).tolist()]
+        [0.0071, 0.0071]
     """
     token = _token(vlm, answer)
     return Metric(
@@ -108,6 +115,13 @@ def log_probability(vlm: Words, answer: str | int) -> Metric:
 
     Raises:
         TokenError: The word is not exactly one token.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> import torch
+        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> [round(p, 2) for p in mv.log_probability(vlm, "red")(tie).tolist()]
+        [-4.94, -4.94]
     """
     token = _token(vlm, answer)
     return Metric(
@@ -135,6 +149,13 @@ def probability_change(
         MetricError: The clean run gives the answer no probability to lose.
 
     Paper: relative change of Zhang et al. 2024, arXiv:2411.18620.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> import torch
+        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> mv.probability_change(vlm, "red", tie[0])(tie).tolist()
+        [0.0, 0.0]
     """
     token = _token(vlm, answer)
     p_clean = clean.float().softmax(dim=-1)[token]
@@ -155,6 +176,13 @@ def rank(vlm: Words, answer: str | int) -> Metric:
 
     Raises:
         TokenError: The word is not exactly one token.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> import torch
+        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> mv.rank(vlm, "red")(tie).tolist()
+        [0.0, 0.0]
     """
     token = _token(vlm, answer)
     return Metric(
@@ -172,6 +200,12 @@ def kl_divergence(clean: Float[Tensor, " vocab"]) -> Metric:
 
     Returns:
         A metric KL(clean || run): 0 says the prediction is unchanged.
+
+    Example:
+        >>> import torch
+        >>> tie = torch.zeros(2, 5)
+        >>> kl_divergence(tie[0])(tie).tolist()
+        [0.0, 0.0]
     """
     expected = clean.float().log_softmax(dim=-1)
 
@@ -199,6 +233,14 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
             not finite.
 
     Paper: Heimersheim and Nanda 2024, arXiv:2404.15255.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> import torch
+        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> half = mv.logit_difference(vlm, "red", "blue")
+        >>> mv.recovery(half, clean=4.0, corrupted=-4.0)(tie).tolist()
+        [0.5, 0.5]
     """
     gap = clean - corrupted
     if not isfinite(gap):
