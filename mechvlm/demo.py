@@ -207,9 +207,11 @@ def _opening(
         pair = [float(p[vlm.to_single_token(word)]) for word in (case.answer, foil)]
         rows.append((name, words, *(f"{x:.3f}" for x in pair)))
         say(f"{name:<10} {words}  ({case.answer} {pair[0]:.3f}, {foil} {pair[1]:.3f})")
-    both = Image.new("RGB", (case.image.width + case.twin.width, case.image.height))
+    gap = case.image.width // 12
+    wide = case.image.width + gap + case.twin.width
+    both = Image.new("RGBA", (wide, max(case.image.height, case.twin.height)))
     both.paste(case.image, (0, 0))
-    both.paste(case.twin, (case.image.width, 0))
+    both.paste(case.twin, (case.image.width + gap, 0))
     return Section(
         "The question",
         f"Asked of two pictures: `{case.question}` The twin is {case.twin_says}.",
