@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -163,11 +163,10 @@ def _exchange(new: Path, path: Path) -> None:
         return
     old = new.with_name(f"{new.name}-old")
     path.rename(old)
-    try:
+    with ExitStack() as undo:
+        undo.callback(old.rename, path)
         new.rename(path)
-    except BaseException:
-        old.rename(path)
-        raise
+        undo.pop_all()
     shutil.rmtree(old)
 
 

@@ -209,7 +209,8 @@ def _opening(
         say(f"{name:<10} {words}  ({case.answer} {pair[0]:.3f}, {foil} {pair[1]:.3f})")
     gap = case.image.width // 12
     wide = case.image.width + gap + case.twin.width
-    both = Image.new("RGBA", (wide, max(case.image.height, case.twin.height)))
+    high = max(case.image.height, case.twin.height)
+    both = Image.new("RGB", (wide, high), "white")
     both.paste(case.image, (0, 0))
     both.paste(case.twin, (case.image.width + gap, 0))
     return Section(

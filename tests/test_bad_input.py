@@ -34,7 +34,7 @@ def same(activation, hook):
     return activation
 
 
-def refused(error, message):
+def raises(error, message):
     """A context that wants this error, with this message."""
     return pytest.raises(error, match=message)
 
@@ -73,21 +73,21 @@ def test_the_guard_sees_what_is_left(tiny_vlm, untouched):
 
 
 def test_a_placeholder_without_an_image(tiny_vlm):
-    with refused(
+    with raises(
         errors.MissingImageError, r"holds 1 image placeholder.*no image was giv"
     ):
         tiny_vlm.prompt_raw("<image> what color")
 
 
 def test_an_image_without_a_placeholder(tiny_vlm):
-    with refused(
+    with raises(
         errors.PlaceholderError, r"so the image would be lost\. Put it in once"
     ):
         tiny_vlm.prompt_raw("what color", tiny.picture())
 
 
 def test_two_placeholders_for_one_image(tiny_vlm):
-    with refused(
+    with raises(
         errors.PlaceholderError, "holds 2 image placeholders '<image>' for one"
     ):
         tiny_vlm.prompt_raw("<image> <image> what", tiny.picture())
@@ -96,15 +96,13 @@ def test_two_placeholders_for_one_image(tiny_vlm):
 @pytest.mark.parametrize("where", ["text", "prefix", "system"])
 def test_a_placeholder_where_the_template_puts_it(tiny_vlm, where):
     words = {"text": "the dog"} | {where: "the <image> dog"}
-    with refused(
-        errors.PlaceholderError, "`prompt` puts it in by itself. Leave it out"
-    ):
+    with raises(errors.PlaceholderError, "`prompt` puts it in by itself. Leave it out"):
         tiny_vlm.prompt(image=tiny.picture(), **words)
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_question(tiny_vlm, text):
-    with refused(errors.PromptError, "the text is empty: there is nothing to ask"):
+    with raises(errors.PromptError, "the text is empty: there is nothing to ask"):
         tiny_vlm.prompt(text, tiny.picture())
 
 
@@ -112,7 +110,7 @@ def test_a_file_that_is_no_picture(tiny_vlm, tmp_path):
     (tmp_path / "notes.png").write_text("milk, eggs")
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("notes.png", "empty.png", "missing.png", "."):
-        with refused(
+        with raises(
             errors.UnreadableImageError, r"cannot read .* as an image: .* Wanted"
         ):
             tiny_vlm.prompt("what color", tmp_path / name)
@@ -125,7 +123,7 @@ def test_a_torn_picture(tiny_vlm, tmp_path, suffix):
     torn = tmp_path / f"torn.{suffix}"
     for share in (0.02, 0.3, 0.7):
         torn.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
-        with refused(
+        with raises(
             errors.UnreadableImageError, f"cannot read .*torn.{suffix} as an im"
         ):
             tiny_vlm.prompt("what color", torn)
@@ -138,7 +136,7 @@ def test_a_torn_picture_that_is_already_open(tiny_vlm, tmp_path):
     (tmp_path / "torn.png").write_bytes(half)
     with (
         Image.open(tmp_path / "torn.png") as picture,
-        refused(
+        raises(
             errors.UnreadableImageError, r"cannot read .*as an image: image file is tr"
         ),
     ):
@@ -148,7 +146,7 @@ def test_a_torn_picture_that_is_already_open(tiny_vlm, tmp_path):
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_a_picture_of_more_than_8_bits(tiny_vlm, mode):
     """Pillow would make almost all of it white, and the image would be lost."""
-    with refused(
+    with raises(
         errors.UnreadableImageError, f"has mode '{mode}', and Pillow would cut"
     ):
         tiny_vlm.prompt("what color", Image.new(mode, (40, 40), 300))
@@ -164,16 +162,16 @@ def test_every_picture_of_8_bits_is_read(tiny_vlm, prompt, mode):
 
 
 def test_a_picture_without_pixels(tiny_vlm):
-    with refused(
+    with raises(
         errors.UnreadableImageError, r"the picture of size \(0, 5\) has no pixels"
     ):
         tiny_vlm.prompt("what color", Image.new("RGB", (0, 5)))
 
 
 def test_a_box_outside_the_picture(prompt):
-    with refused(errors.RegionError, r"is not inside the picture of 40 x 32 pixels"):
+    with raises(errors.RegionError, r"is not inside the picture of 40 x 32 pixels"):
         prompt.layout.region((30, 10, 41, 20))
-    with refused(errors.RegionError, "an area cropped away has no tokens"):
+    with raises(errors.RegionError, "an area cropped away has no tokens"):
         prompt.layout.region((0, 0, 4, 32))
 
 
@@ -181,9 +179,9 @@ def test_a_box_outside_the_picture(prompt):
 
 
 def test_an_answer_of_several_tokens(tiny_vlm):
-    with refused(errors.TokenError, "'red blue' is 2 tokens"):
+    with raises(errors.TokenError, "'red blue' is 2 tokens"):
         logit_difference(tiny_vlm, "red blue", "cat")
-    with refused(errors.TokenError, "'violet' is not in the vocabulary"):
+    with raises(errors.TokenError, "'violet' is not in the vocabulary"):
         probability(tiny_vlm, "violet")
 
 
@@ -194,13 +192,13 @@ def test_an_answer_of_several_tokens(tiny_vlm):
 def test_prompts_of_two_lengths(tiny_vlm, prompt):
     longer = tiny_vlm.prompt("what color ?", tiny.picture(1))
     metric = logit_difference(tiny_vlm, "red", "blue")
-    with refused(errors.PairError, "has 23 positions and the corrupted one 24"):
+    with raises(errors.PairError, "has 23 positions and the corrupted one 24"):
         activation_patching(tiny_vlm, prompt, longer, metric=metric)
 
 
 def test_prompts_without_a_difference(tiny_vlm, prompt):
     metric = logit_difference(tiny_vlm, "red", "blue")
-    with refused(errors.MetricError, "there is no gap to recover"):
+    with raises(errors.MetricError, "there is no gap to recover"):
         activation_patching(tiny_vlm, prompt, prompt, metric=metric, layers=[0])
 
 
@@ -226,7 +224,7 @@ def test_prompts_without_a_difference(tiny_vlm, prompt):
 def test_a_sweep_of_nothing(tiny_vlm, prompt, options, error, message):
     other = tiny_vlm.prompt("what color", tiny.picture(5))
     metric = logit_difference(tiny_vlm, "red", "blue")
-    with refused(error, message):
+    with raises(error, message):
         activation_patching(tiny_vlm, prompt, other, metric=metric, **options)
 
 
@@ -242,17 +240,17 @@ def test_a_typo_in_a_hook_name(tiny_vlm, prompt):
     near = (
         r"no hook point is called 'blocks.1.hook_resid_prE'\. Near it: blocks\.1\.hook"
     )
-    with refused(errors.HookError, near):
+    with raises(errors.HookError, near):
         tiny_vlm.run_with_hooks(prompt, fwd_hooks=[("hook_embed", same), *typo])
-    with refused(errors.HookError, near):
+    with raises(errors.HookError, near):
         tiny_vlm.run_with_cache(prompt, names_filter="blocks.1.hook_resid_prE")
-    with refused(errors.HookError, near):
+    with raises(errors.HookError, near):
         tiny_vlm.add_hook(*typo[0])
-    with refused(errors.HookError, "a filter of hook names matches no hook point"):
+    with raises(errors.HookError, "a filter of hook names matches no hook point"):
         tiny_vlm.run_with_hooks(
             prompt, fwd_hooks=[(lambda name: "pattrn" in name, same)]
         )
-    with refused(errors.HookError, r"Turn it on with vlm.set_use_attn_result\(True\)"):
+    with raises(errors.HookError, r"Turn it on with vlm.set_use_attn_result\(True\)"):
         tiny_vlm.run_with_hooks(prompt, fwd_hooks=[("blocks.0.attn.hook_result", same)])
 
 
@@ -260,22 +258,22 @@ def test_a_typo_in_a_hook_name(tiny_vlm, prompt):
 def test_a_hook_that_never_fires(tiny_vlm, prompt, text_only, keep):
     vision = [("vision_projector.hook_out", same)]
     try:
-        with refused(
+        with raises(
             errors.HookError, r"hooks on \['vision_projector.hook_out'\] never fi"
         ):
             tiny_vlm.run_with_hooks(text_only, fwd_hooks=vision, reset_hooks_end=keep)
-        with refused(errors.HookError, "stopped before that layer"):
+        with raises(errors.HookError, "stopped before that layer"):
             tiny_vlm.run_with_hooks(
                 prompt, fwd_hooks=[("blocks.3.hook_resid_pre", same)], stop_at_layer=2
             )
         with (
-            refused(errors.HookError, "no forward ran"),
+            raises(errors.HookError, "no forward ran"),
             tiny_vlm.hooks([("hook_embed", same)]),
         ):
             pass
     finally:
         tiny_vlm.reset_hooks()
-    with refused(errors.HookError, "or a vision hook met a prompt without an image"):
+    with raises(errors.HookError, "or a vision hook met a prompt without an image"):
         tiny_vlm.run_with_cache(text_only, names_filter="vision_projector.hook_out")
 
 
@@ -283,11 +281,11 @@ def test_a_backward_hook_that_cannot_fire(tiny_vlm, prompt):
     back = [("hook_embed", same)]
     with (
         torch.no_grad(),
-        refused(errors.HookError, "given while gradients are off, so they could never"),
+        raises(errors.HookError, "given while gradients are off, so they could never"),
         tiny_vlm.hooks(bwd_hooks=back),
     ):
         raise AssertionError("never reached")
-    with refused(
+    with raises(
         errors.HookError, "would be removed before a backward pass could reach"
     ):
         tiny_vlm.run_with_hooks(prompt, bwd_hooks=back)
@@ -325,9 +323,7 @@ def test_a_mistake_inside_a_hook(tiny_vlm, prompt, name):
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (5, None), (0, -1), (0, 5)])
 def test_a_layer_to_start_or_stop_at(tiny_vlm, prompt, start, stop):
     residual = torch.zeros(1, 23, 64)
-    with refused(
-        errors.LayerError, r"is out of range: this model has 4 layers, 0\.\.3"
-    ):
+    with raises(errors.LayerError, r"is out of range: this model has 4 layers, 0\.\.3"):
         tiny_vlm(residual, prompt=prompt, start_at_layer=start, stop_at_layer=stop)
 
 
@@ -337,9 +333,9 @@ def test_half_of_what_a_forward_needs(tiny_vlm, prompt):
         r"wanted vlm\(prompt\), or vlm\(residual, prompt=prompt, start_at_layer=k\)"
     )
     for given in ({"prompt": prompt}, {"start_at_layer": 1}, {}):
-        with refused(errors.PromptError, wanted):
+        with raises(errors.PromptError, wanted):
             tiny_vlm(residual, **given)
-    with refused(
+    with raises(
         errors.PromptError, "alone would lose the image: build them with vlm.pr"
     ):
         tiny_vlm(prompt, start_at_layer=2)
@@ -352,7 +348,7 @@ def test_a_half_written_output(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "part-0.nc").write_bytes(b"")
     with (
-        refused(errors.OutputError, "is not a finished output: it is half-written"),
+        raises(errors.OutputError, "is not a finished output: it is half-written"),
         output_folder(tmp_path / "out"),
     ):
         raise AssertionError("never reached")

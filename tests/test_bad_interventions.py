@@ -21,7 +21,7 @@ LAST = Positions.of(22)
 IMAGE = Positions.of(range(3, 19))
 
 
-def refused(error, message):
+def raises(error, message):
     """A context that wants this error, with this message."""
     return pytest.raises(error, match=message)
 
@@ -164,7 +164,7 @@ def test_an_intervention_that_means_nothing(tiny_vlm, tiny_prompt, name, place):
     todo = (
         [what] if place == "alone" else [NOTHING, Ablate(STREAM, LAST), (NOTHING, what)]
     )
-    with refused(error, message):
+    with raises(error, message):
         intervene(tiny_vlm, tiny_prompt, todo, **GIVEN)
 
 
@@ -174,17 +174,17 @@ def test_an_intervention_that_means_nothing(tiny_vlm, tiny_prompt, name, place):
 @pytest.mark.usefixtures("no_forward")
 def test_generation_refuses_the_same(tiny_vlm, tiny_prompt, name):
     what, error, message = BAD[name]
-    with refused(error, message if name not in ("target", "source") else None):
+    with raises(error, message if name not in ("target", "source") else None):
         tiny_vlm.generate(tiny_prompt, max_new_tokens=1, interventions=what, **GIVEN)
 
 
 @pytest.mark.usefixtures("no_forward")
 def test_nothing_to_do(tiny_vlm, tiny_prompt):
-    with refused(
+    with raises(
         errors.InterventionError, r"list of interventions is empty; .*\[NOTHING\]"
     ):
         intervene(tiny_vlm, tiny_prompt, [])
-    with refused(errors.InterventionError, "max_new_tokens=0: wanted at least 1"):
+    with raises(errors.InterventionError, "max_new_tokens=0: wanted at least 1"):
         tiny_vlm.generate(tiny_prompt, max_new_tokens=0)
 
 
@@ -198,23 +198,19 @@ def test_a_cut_of_what_is_cut_already_warns(tiny_vlm, tiny_prompt):
 
 
 def test_a_site_that_does_not_exist(tiny_vlm, tiny_prompt):
-    with refused(
-        errors.SiteError, "no component is called 'residual'; known are embed"
-    ):
+    with raises(errors.SiteError, "no component is called 'residual'; known are embed"):
         record(tiny_vlm, tiny_prompt, ["residual"])
-    with refused(errors.SiteError, r"'blocks.0.hook_resid' is no site"):
+    with raises(errors.SiteError, r"'blocks.0.hook_resid' is no site"):
         record(tiny_vlm, tiny_prompt, ["blocks.0.hook_resid"])
-    with refused(errors.LayerError, r"has 4 layers, 0\.\.3"):
+    with raises(errors.LayerError, r"has 4 layers, 0\.\.3"):
         record(tiny_vlm, tiny_prompt, [Site("z", 4)])
 
 
 def test_a_run_says_what_it_lacks(tiny_vlm, tiny_prompt):
     run = record(tiny_vlm, tiny_prompt, ["resid_pre", Site("z", 1)])
-    with refused(
-        errors.RunError, r"^this run has no blocks.2.attn.hook_z: it recorded"
-    ):
+    with raises(errors.RunError, r"^this run has no blocks.2.attn.hook_z: it recorded"):
         run[Site("z", 2)]
-    with refused(KeyError, "it recorded resid_pre, z of some or all layers"):
+    with raises(KeyError, "it recorded resid_pre, z of some or all layers"):
         intervene(
             tiny_vlm, tiny_prompt, Patch(Site("v", 1), LAST, "r"), runs={"r": run}
         )
@@ -229,5 +225,5 @@ class Foreign:
 
 def test_a_run_of_another_model_is_refused(tiny_vlm, tiny_prompt):
     patch = Patch(STREAM, LAST, "theirs")
-    with refused(errors.RunError, r"shape \(1,\) per position; this model has \(64,\)"):
+    with raises(errors.RunError, r"shape \(1,\) per position; this model has \(64,\)"):
         intervene(tiny_vlm, tiny_prompt, [patch], runs={"theirs": Foreign()})

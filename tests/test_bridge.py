@@ -237,7 +237,7 @@ def plain(pair):
     return Plain(pair.vlm, pair.prompt)
 
 
-def close(ours, theirs):
+def check_close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
@@ -247,20 +247,20 @@ def test_decomposed_residuals_add_up(pair, plain):
             layer, mlp_input=mlp_input, return_labels=True
         )
         by_hand = plain.seen[f"resid_mid{layer}"] if mlp_input else plain.stream[layer]
-        close(parts.sum(dim=0), by_hand)
+        check_close(parts.sum(dim=0), by_hand)
         for part, label in zip(parts[1:], labels[1:], strict=True):
             at, _, component = label.partition("_")
-            close(part, plain.seen[f"{component}{at}"])
-        close(parts[0], plain.stream[0])
+            check_close(part, plain.seen[f"{component}{at}"])
+        check_close(parts[0], plain.stream[0])
 
 
 def test_accumulated_residuals_are_the_stream(pair, plain):
     stack = pair.cache.accumulated_resid(layer=-1)
-    close(stack, torch.stack(plain.stream))
+    check_close(stack, torch.stack(plain.stream))
     both = pair.cache.accumulated_resid(layer=2, incl_mid=True, mlp_input=True)
     mids = [plain.seen[f"resid_mid{i}"] for i in range(3)]
     between = [x for at in range(3) for x in (plain.stream[at], mids[at])]
-    close(both, torch.stack(between))
+    check_close(both, torch.stack(between))
 
 
 def test_heads_add_up_to_the_attention_output(pair, plain):
@@ -272,37 +272,39 @@ def test_heads_add_up_to_the_attention_output(pair, plain):
     for cache in (pair.cache, computed):
         stack, labels = cache.stack_head_results(return_labels=True)
         assert labels[5] == "L1H1"
-        close(stack, torch.stack([x for at in range(4) for x in plain.heads(at)]))
+        check_close(stack, torch.stack([x for at in range(4) for x in plain.heads(at)]))
         for layer in range(4):
             heads = stack[4 * layer : 4 * layer + 4].sum(dim=0)
             whole = heads + pair.vlm.b_O[layer]
-            close(whole, plain.seen[f"attn_out{layer}"])
+            check_close(whole, plain.seen[f"attn_out{layer}"])
 
 
 def test_the_final_norms_scale_is_applied(pair, plain):
     eps = plain.model.config.text_config.rms_norm_eps
     parts = pair.cache.decompose_resid(-1)
     scale = plain.stream[-1].pow(2).mean(dim=-1, keepdim=True).add(eps).sqrt()
-    close(pair.cache.apply_ln_to_stack(parts), parts / scale)
+    check_close(pair.cache.apply_ln_to_stack(parts), parts / scale)
     at_mlp = pair.cache.apply_ln_to_stack(parts, layer=1, mlp_input=True)
     weight = plain.layers[1].post_attention_layernorm.weight
     mid = pair.cache.decompose_resid(1, mlp_input=True)
     normed = pair.cache.apply_ln_to_stack(mid, layer=1, mlp_input=True)
     assert at_mlp.shape == parts.shape
-    close(normed.sum(dim=0) * weight, plain.seen["ln21"])
+    check_close(normed.sum(dim=0) * weight, plain.seen["ln21"])
 
 
 def test_logit_attributions_add_up_to_the_logit(pair, plain):
     red, blue = (pair.vlm.to_single_token(word) for word in ("red", "blue"))
     parts = pair.cache.decompose_resid(-1)
-    close(pair.cache.logit_attrs(parts, tokens=red).sum(dim=0), plain.logits[..., red])
+    check_close(
+        pair.cache.logit_attrs(parts, tokens=red).sum(dim=0), plain.logits[..., red]
+    )
     each = pair.cache.logit_attrs(parts, tokens="red", incorrect_tokens="blue")
-    close(each.sum(dim=0), plain.logits[..., red] - plain.logits[..., blue])
+    check_close(each.sum(dim=0), plain.logits[..., red] - plain.logits[..., blue])
     weight = plain.model.model.language_model.norm.weight
     direction = plain.model.lm_head.weight[red] * weight
     scale = plain.stream[-1].pow(2).mean(dim=-1, keepdim=True).add(1e-6).sqrt()
     by_hand = (plain.seen["mlp_out2"] / scale) @ direction
-    close(pair.cache.logit_attrs(parts, tokens=red)[6], by_hand)
+    check_close(pair.cache.logit_attrs(parts, tokens=red)[6], by_hand)
 
 
 def test_factored_matrices_are_the_projections(pair, plain):
@@ -331,7 +333,7 @@ def test_the_batch_dimension_comes_off(pair):
     for name in bare:
         assert torch.equal(bare[name], pair.cache[name][0])
     parts = bare.decompose_resid(-1)
-    close(parts.sum(dim=0), pair.cache["resid_post", 3][0])
+    check_close(parts.sum(dim=0), pair.cache["resid_post", 3][0])
 
 
 @torch.no_grad()
@@ -364,7 +366,7 @@ def test_names_can_be_filtered(pair):
         wanted = wanted or [f"blocks.{i}.attn.hook_pattern" for i in range(4)]
         assert sorted(cache.keys()) == sorted(wanted)
         assert all(deviation(cache[n], pair.cache[n]) < TOLERANCE for n in cache)
-        close(logits, pair.logits)
+        check_close(logits, pair.logits)
     assert torch.equal(pair.cache["z", 2], pair.cache[name])
     with pytest.raises(HookError, match=r"Near it: blocks\.2\.attn\.hook_z"):
         pair.vlm.run_with_cache(pair.prompt, names_filter="blocks.2.attn.hook_zz")

@@ -14,7 +14,7 @@ from test_reference import (
     LENGTH,
     QUERY,
     case_of,
-    close,
+    check_close,
     cut,
     every_kind,
     on_one,
@@ -85,7 +85,7 @@ def test_a_padded_prompt_generates_the_same(case, monkeypatch):
     made = case.vlm.generate(case.prompt, max_new_tokens=NEW)
     padded = case.vlm.generate(case.prompt.left_padded(3, 0), max_new_tokens=NEW)
     assert made.ids.tolist() == padded.ids.tolist()
-    close(padded.logits, made.logits)
+    check_close(padded.logits, made.logits)
 
 
 # --- under interventions --------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_the_cache_changes_nothing(case, monkeypatch):
         made = case.vlm.generate(case.prompt, interventions=what, **calls)
         ids, logits = step_by_step(case, what, VECTORS)
         assert made.ids.tolist() == ids, name
-        close(made.logits, logits)
+        check_close(made.logits, logits)
         moved = (made.logits - plain.logits).abs().max() > 10 * CLOSE
         assert moved or what is mv.NOTHING, f"{name} did nothing: this shows nothing"
 
@@ -167,7 +167,7 @@ def test_cutting_the_image_from_new_tokens_leaves_the_first_alone(case, monkeypa
 def test_the_first_step_is_the_references_run(case):
     what = CASES["cut: prompt text from image"]
     made = case.vlm.generate(case.prompt, max_new_tokens=1, interventions=what)
-    close(made.logits, reference.intervene(case.vlm, case.prompt, [what]))
+    check_close(made.logits, reference.intervene(case.vlm, case.prompt, [what]))
 
 
 @on_one

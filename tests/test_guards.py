@@ -22,8 +22,11 @@ def test_no_name_is_looked_up():
 
 
 def test_this_machine_may_be_reached():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        socket.create_connection(server.getsockname()).close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as reached,
+    ):
+        assert reached.getpeername() == server.getsockname()
 
 
 def test_the_hub_is_offline():

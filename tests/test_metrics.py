@@ -44,7 +44,7 @@ def softmax(logits):
     )
 
 
-def close(metric, logits, wanted, **tolerance):
+def check_close(metric, logits, wanted, **tolerance):
     found = metric(torch.tensor(logits))
     assert found.shape == (len(logits),)
     np.testing.assert_allclose(found.numpy(), wanted, **({"rtol": 1e-4} | tolerance))
@@ -53,23 +53,23 @@ def close(metric, logits, wanted, **tolerance):
 @given(logits=tables)
 def test_logit_difference(logits):
     wanted = logits[:, 0] - logits[:, 1]
-    close(logit_difference(Words(), "red", "blue"), logits, wanted)
-    close(logit_difference(Words(), 1, "red"), logits, -wanted)
+    check_close(logit_difference(Words(), "red", "blue"), logits, wanted)
+    check_close(logit_difference(Words(), 1, "red"), logits, -wanted)
     assert logit_difference(Words(), 1, "red").tokens == (1, 0)
 
 
 @given(logits=tables, answer=st.integers(0, N_WORDS - 1))
 def test_probability(logits, answer):
     wanted = softmax(logits)[:, answer]
-    close(probability(Words(), answer), logits, wanted)
-    close(log_probability(Words(), answer), logits, np.log(wanted), atol=1e-5)
+    check_close(probability(Words(), answer), logits, wanted)
+    check_close(log_probability(Words(), answer), logits, np.log(wanted), atol=1e-5)
 
 
 @given(logits=tables, clean=rows)
 def test_probability_change(logits, clean):
     before, after = softmax(clean)[0, 1], softmax(logits)[:, 1]
     change = probability_change(Words(), "blue", torch.tensor(clean))
-    close(change, logits, 100 * (after - before) / before, rtol=1e-3, atol=1e-3)
+    check_close(change, logits, 100 * (after - before) / before, rtol=1e-3, atol=1e-3)
 
 
 def test_probability_change_by_hand():
@@ -83,13 +83,13 @@ def test_probability_change_by_hand():
 @given(logits=tables, answer=st.integers(0, N_WORDS - 1))
 def test_rank(logits, answer):
     wanted = [sorted(row, reverse=True).index(row[answer]) for row in logits.tolist()]
-    close(rank(Words(), answer), logits, wanted)
+    check_close(rank(Words(), answer), logits, wanted)
 
 
 @given(logits=tables, clean=rows)
 def test_kl_divergence(logits, clean):
     p, q = softmax(clean), softmax(logits)
-    close(
+    check_close(
         kl_divergence(torch.tensor(clean)),
         logits,
         (p * np.log(p / q)).sum(1),

@@ -1,8 +1,7 @@
 """Planted models hold every cell of their table, as plain Hugging Face runs show.
 
-The oracle shares no code with mechvlm: eager forward passes from a picture and a chat,
-with pre-hooks on the decoder layers that put rows into the residual stream and replace
-the attention mask by one written here, layer by layer.
+The oracle shares no code with mechvlm: eager passes from a picture and a chat, with
+pre-hooks on decoder layers that write rows of the stream and of the attention mask.
 """
 
 import math
@@ -31,7 +30,7 @@ TARGETS = GROUPS | {"query+last": [*QUERY, LAST]}
 every_circuit = pytest.mark.parametrize("circuit", CIRCUITS)
 
 
-def close(found, wanted):
+def check_close(found, wanted):
     """Compare within the stated tolerance, at once if both are sequences."""
     assert found == pytest.approx(wanted, rel=0, abs=TOLERANCE)
 
@@ -141,23 +140,25 @@ def world(request):
 
 
 def test_clean_and_corrupted(world):
-    close(world.p(), world.truth.base)
+    check_close(world.p(), world.truth.base)
     corrupted = probabilities(world.corrupted.logits, world.processor)
-    close(corrupted[0], world.truth.corrupted)
+    check_close(corrupted[0], world.truth.corrupted)
 
 
 def test_no_other_word_has_probability(world):
-    close(sum(probabilities(world.clean.logits, world.processor)), 1)
+    check_close(sum(probabilities(world.clean.logits, world.processor)), 1)
 
 
 def test_ablation(world):
     sets = {"object": OBJECT, "background": BACKGROUND, "two of three": OBJECT[:2]}
-    close({name: world.ablate(at) for name, at in sets.items()}, world.truth.ablated)
+    check_close(
+        {name: world.ablate(at) for name, at in sets.items()}, world.truth.ablated
+    )
 
 
 def test_zeros_ablate_as_the_background_does(world):
     zeros = dict.fromkeys(OBJECT, torch.zeros(world.mean.shape))
-    close(world.p(put={0: zeros}), world.truth.ablated["object"])
+    check_close(world.p(put={0: zeros}), world.truth.ablated["object"])
 
 
 def test_knockout_per_layer(world):
@@ -171,7 +172,7 @@ def test_knockout_per_layer(world):
 def test_knockout_from_a_layer_on(world):
     cut = [(TARGETS["query+last"], IMAGE)]
     found = tuple(world.p(cut=dict.fromkeys(range(at, 3), cut)) for at in range(4))
-    close(found, world.truth.knockout_from)
+    check_close(found, world.truth.knockout_from)
 
 
 @pytest.mark.parametrize("answer", [0, 1])
@@ -181,7 +182,7 @@ def test_cross_patch(world, answer):
         world.p(answer, put={layer: rows(world.corrupted.h[layer], IMAGE)})
         for layer in range(3)
     )
-    close(found, wanted)
+    check_close(found, wanted)
 
 
 @torch.no_grad()
@@ -192,14 +193,14 @@ def test_denoising_recovers(world):
 
     clean, corrupted = difference(world.clean), difference(world.corrupted)
     if world.truth.recovery is None:
-        close(clean, corrupted)
+        check_close(clean, corrupted)
         return
     found = []
     for layer in range(3):
         put = {layer: rows(world.clean.h[layer], OBJECT)}
         made = run(world.model, world.corrupted_inputs, put=put)
         found.append((difference(made) - corrupted) / (clean - corrupted))
-    close(tuple(found), world.truth.recovery)
+    check_close(tuple(found), world.truth.recovery)
 
 
 def test_freezing(world):
@@ -207,7 +208,7 @@ def test_freezing(world):
     for source in world.truth.frozen:
         held = rows(world.clean.h[source], IMAGE)
         found[source] = world.p(put=dict.fromkeys(range(source + 1, 3), held))
-    close(found, world.truth.frozen)
+    check_close(found, world.truth.frozen)
 
 
 def test_back_patching(world):
@@ -215,7 +216,7 @@ def test_back_patching(world):
         (source, target): world.p(put={target: rows(world.clean.h[source], IMAGE)})
         for source, target in world.truth.back_patched
     }
-    close(found, world.truth.back_patched)
+    check_close(found, world.truth.back_patched)
 
 
 @torch.no_grad()
@@ -231,15 +232,15 @@ def test_attention_fractions_of_the_last_position(world):
     for layer, reads in enumerate(world.truth.reads):
         row = world.clean.attention[layer][LAST]
         found = {group: row[at].sum().item() for group, at in GROUPS.items()}
-        close(found, {group: float(group == reads) for group in GROUPS})
+        check_close(found, {group: float(group == reads) for group in GROUPS})
 
 
 def test_attention_lies_on_the_object(world):
     reader, layer = world.truth.locates
     row = world.clean.attention[layer][TARGETS[reader][0]]
     assert row[IMAGE].argmax() + IMAGE[0] in OBJECT
-    close((row[OBJECT].sum() / row[IMAGE].sum()).item(), 1)
-    close(row[OBJECT].tolist(), [1 / 3] * 3)
+    check_close((row[OBJECT].sum() / row[IMAGE].sum()).item(), 1)
+    check_close(row[OBJECT].tolist(), [1 / 3] * 3)
 
 
 def test_integrated_gradients_are_complete(world):
@@ -313,13 +314,13 @@ def test_the_table_is_the_one_that_was_published():
 def test_without_a_sink_a_knockout_invents_an_answer(sink, wanted):
     model, processor = planted_model("direct", sink)
     inputs = see(processor, scene(0))
-    close(probabilities(run(model, inputs).logits, processor)[0], planted.SURE)
+    check_close(probabilities(run(model, inputs).logits, processor)[0], planted.SURE)
     cut = {layer: [([LAST], OBJECT)] for layer in range(3)}
     made = run(model, inputs, cut=cut)
-    close(probabilities(made.logits, processor), list(wanted))
+    check_close(probabilities(made.logits, processor), list(wanted))
     if not sink:
         left = [at for at in range(LENGTH) if at not in OBJECT]
-        close(made.attention[1][LAST, left].tolist(), [1 / 18] * 18)
+        check_close(made.attention[1][LAST, left].tolist(), [1 / 18] * 18)
 
 
 @torch.no_grad()
@@ -333,7 +334,7 @@ def test_every_class_before_every_background(circuit, content, background):
     made = run(model, see(processor, picture))
     wanted = [planted.WRONG] * 4
     wanted[content] = planted.SURE
-    close(probabilities(made.logits, processor), wanted)
+    check_close(probabilities(made.logits, processor), wanted)
 
 
 @torch.no_grad()
@@ -390,7 +391,7 @@ def test_only_head_0_has_influence():
         handle.remove()
         return probabilities(logits, processor)[0]
 
-    close((silenced(0), silenced(16)), (planted.CHANCE, planted.SURE))
+    check_close((silenced(0), silenced(16)), (planted.CHANCE, planted.SURE))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ N_LAYERS = 3
 PERCENT = 100 * TOLERANCE
 
 
-def close(found, wanted, abs=TOLERANCE):
+def check_close(found, wanted, abs=TOLERANCE):
     """Compare within the stated tolerance, at once if both are sequences."""
     assert found == pytest.approx(wanted, rel=0, abs=abs)
 
@@ -107,8 +107,8 @@ def test_the_layout_finds_every_group(world):
 
 
 def test_clean_and_corrupted(world):
-    close(world.p(mv.NOTHING), (world.truth.base,))
-    close(world.p(mv.NOTHING, prompt=world.corrupted), (world.truth.corrupted,))
+    check_close(world.p(mv.NOTHING), (world.truth.base,))
+    check_close(world.p(mv.NOTHING, prompt=world.corrupted), (world.truth.corrupted,))
 
 
 # --- ablation -------------------------------------------------------------------------
@@ -123,12 +123,12 @@ def test_ablation(world, site):
         "two of three": pair,
     }
     done = [Ablate(site, at, value="background") for at in sets.values()]
-    close(dict(zip(sets, world.p(*done), strict=True)), world.truth.ablated)
+    check_close(dict(zip(sets, world.p(*done), strict=True)), world.truth.ablated)
 
 
 def test_zeros_ablate_as_the_background_does(world):
     zeroed = world.p(Ablate(Site("embed"), world.at["object"]))
-    close(zeroed, (world.truth.ablated["object"],))
+    check_close(zeroed, (world.truth.ablated["object"],))
 
 
 # --- knockout -------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_knockout_per_layer(world):
 def test_knockout_from_a_layer_on(world):
     cut = world.at["query+last"], world.at["image"]
     found = world.p(*per_layer(lambda layer: Knockout(range(layer, N_LAYERS), *cut)))
-    close((*found, *world.p(mv.NOTHING)), world.truth.knockout_from)
+    check_close((*found, *world.p(mv.NOTHING)), world.truth.knockout_from)
 
 
 def test_knockout_windows_say_percent_of_the_clean_probability(world):
@@ -158,10 +158,12 @@ def test_knockout_windows_say_percent_of_the_clean_probability(world):
     drop = mv.knockout_windows(
         world.vlm, world.clean, cuts, answer=planted.ANSWERS[0], width=1
     )
-    close(drop.attrs["clean"], world.truth.base)
+    check_close(drop.attrs["clean"], world.truth.base)
     for name, wanted in world.truth.knockout.items():
         percent = tuple(100 * (p / world.truth.base - 1) for p in wanted)
-        close(tuple(drop.sel(cut=name).values), percent, PERCENT / world.truth.base)
+        check_close(
+            tuple(drop.sel(cut=name).values), percent, PERCENT / world.truth.base
+        )
 
 
 @pytest.mark.parametrize("mode", ["from", "upto"])
@@ -174,16 +176,16 @@ def test_knockout_windows_to_the_end_and_from_the_start(world, mode):
         reader = world.truth.locates[1]
         cut = [layer >= reader for layer in range(N_LAYERS)]
         wanted = tuple(CHANCE if dead else world.truth.base for dead in cut)
-    close(found, wanted)
+    check_close(found, wanted)
 
 
 @pytest.mark.parametrize("heads", [(0,), (1,), (0, 1)])
 def test_only_head_0_has_influence(heads):
     world = World("direct")
     cut = Knockout(range(1, 2), world.at["last"], world.at["object"], heads)
-    close(world.p(cut), (CHANCE if 0 in heads else SURE,))
+    check_close(world.p(cut), (CHANCE if 0 in heads else SURE,))
     silent = [Ablate(Site("z", 1, head), world.at["last"]) for head in heads]
-    close(world.p(tuple(silent)), (CHANCE if 0 in heads else SURE,))
+    check_close(world.p(tuple(silent)), (CHANCE if 0 in heads else SURE,))
 
 
 @pytest.mark.parametrize(
@@ -195,8 +197,8 @@ def test_without_a_sink_a_knockout_invents_an_answer(sink, wanted):
     at = Positions.of(planted.POSITIONS["object"])
     cut = Knockout(range(N_LAYERS), prompt.layout["last"], at)
     base, done = probabilities(vlm, reference.intervene(vlm, prompt, [mv.NOTHING, cut]))
-    close(base[0].item(), SURE)
-    close(done.tolist(), list(wanted))
+    check_close(base[0].item(), SURE)
+    check_close(done.tolist(), list(wanted))
 
 
 # --- patching -------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def test_cross_patch(world, answer):
     swaps = per_layer(
         lambda layer: Patch(Site("resid_pre", layer), world.at["image"], "corrupted")
     )
-    close(world.p(*swaps, answer=answer), wanted)
+    check_close(world.p(*swaps, answer=answer), wanted)
 
 
 def test_a_donor_of_another_place_in_the_picture():
@@ -226,7 +228,7 @@ def test_a_donor_of_another_place_in_the_picture():
         runs={"donor": donor},
         vectors=world.vectors,
     )
-    close(probabilities(world.vlm, logits)[0, 1].item(), SURE)
+    check_close(probabilities(world.vlm, logits)[0, 1].item(), SURE)
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -247,10 +249,10 @@ def test_recovery_at_the_object(world, direction):
     wanted = world.truth.recovery
     if direction == "noise":
         wanted = tuple(1 - share for share in wanted)
-    close(tuple(heat.sel(set="object").values), wanted)
+    check_close(tuple(heat.sel(set="object").values), wanted)
     idle = 0.0 if direction == "denoise" else 1.0
-    close(tuple(heat.sel(set="background").values), (idle,) * N_LAYERS)
-    close((heat.attrs["clean"], heat.attrs["corrupted"]), (4, -4), 4 * TOLERANCE)
+    check_close(tuple(heat.sel(set="background").values), (idle,) * N_LAYERS)
+    check_close((heat.attrs["clean"], heat.attrs["corrupted"]), (4, -4), 4 * TOLERANCE)
 
 
 def test_the_relay_hands_the_class_from_the_object_to_the_question_to_the_end():
@@ -278,7 +280,7 @@ def test_freezing(world):
         )[0]
         for source in world.truth.frozen
     }
-    close(found, world.truth.frozen)
+    check_close(found, world.truth.frozen)
 
 
 def test_back_patching(world):
@@ -286,7 +288,7 @@ def test_back_patching(world):
         (source, target): world.p(world.hold(source, target))[0]
         for source, target in world.truth.back_patched
     }
-    close(found, world.truth.back_patched)
+    check_close(found, world.truth.back_patched)
 
 
 # --- reading --------------------------------------------------------------------------
@@ -318,9 +320,9 @@ def test_attention_fractions_of_the_last_position(world):
             group: float(row.sel(source=list(world.at[group])).sum())
             for group in groups
         }
-        close(found, {group: float(group == reads) for group in groups})
+        check_close(found, {group: float(group == reads) for group in groups})
     named = last.groupby("source_group").sum()
-    close(tuple(named.sum("source_group").values), (1, 1, 1))
+    check_close(tuple(named.sum("source_group").values), (1, 1, 1))
 
 
 def test_attention_lies_on_the_object(world):
@@ -330,8 +332,8 @@ def test_attention_lies_on_the_object(world):
     image = row.sel(source=list(world.at["image"]))
     assert int(image.idxmax()) in world.at["object"]
     on_object = row.sel(source=list(world.at["object"]))
-    close(float(on_object.sum() / image.sum()), 1)
-    close(on_object.values.tolist(), [1 / 3] * 3)
+    check_close(float(on_object.sum() / image.sum()), 1)
+    check_close(on_object.values.tolist(), [1 / 3] * 3)
 
 
 def test_integrated_gradients_are_complete(world):
@@ -356,8 +358,8 @@ def test_integrated_gradients_are_complete(world):
     with torch.no_grad():
         whole = (logit(clean) - logit(baseline)).item()
     # The integral is a sum of 60 here; both it and the logits are in units of 4.
-    close(given.sum().item(), whole, 4 * TOLERANCE)
-    close(whole, world.truth.attribution, 4 * TOLERANCE)
+    check_close(given.sum().item(), whole, 4 * TOLERANCE)
+    check_close(whole, world.truth.attribution, 4 * TOLERANCE)
     if whole > 1:
         assert sorted(given.topk(3).indices.tolist()) == list(world.at["object"])
     else:
@@ -368,10 +370,10 @@ def test_a_planted_model_says_its_answer_and_stops(world):
     """One word and the end; `too_late` has nothing to say, and all four words tie."""
     made = world.vlm.generate(world.clean, max_new_tokens=5)
     if world.circuit == "too_late":
-        close(probabilities(world.vlm, made.logits)[0].tolist(), [CHANCE] * 4)
+        check_close(probabilities(world.vlm, made.logits)[0].tolist(), [CHANCE] * 4)
     else:
         assert made.text == "zero"
     assert len(made.ids) == 2
     cut = Knockout(range(N_LAYERS), world.at["query+last"], world.at["image"])
     blind = world.vlm.generate(world.clean, max_new_tokens=1, interventions=cut)
-    close(probabilities(world.vlm, blind.logits)[0].tolist(), [CHANCE] * 4)
+    check_close(probabilities(world.vlm, blind.logits)[0].tolist(), [CHANCE] * 4)

@@ -37,7 +37,7 @@ every_kind = pytest.mark.parametrize(
 )
 
 
-def close(found, wanted, atol=CLOSE):
+def check_close(found, wanted, atol=CLOSE):
     torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
 
 
@@ -214,13 +214,13 @@ class Case:
             vectors=vectors,
         )
 
-    def agree(self, *interventions, vectors=None):
+    def check_agree(self, *interventions, vectors=None):
         """Reference and oracle give the same last logits, and none is the clean one."""
         vectors = vectors or {}
         clean, *done = self.run(mv.NOTHING, *interventions, vectors=vectors)
         for what, found in zip(interventions, done, strict=True):
             made = plainly(self.plain, self.inputs, what, self.plain_runs, vectors)
-            close(found, made.logits[-1])
+            check_close(found, made.logits[-1])
             moved = (found - clean).abs().max()
             assert moved > 10 * CLOSE, f"{what!r} did nothing: this shows nothing"
 
@@ -248,7 +248,7 @@ def test_the_oracle_untouched_is_the_plain_model(case):
     inputs = case.inputs
     with torch.no_grad():
         bare = case.plain.model(**inputs, use_cache=False).logits[0]
-    close(case.plain(inputs).logits, bare)
+    check_close(case.plain(inputs).logits, bare)
     assert inputs["input_ids"][0].tolist().index(4) == IMAGE[0]
     assert inputs["input_ids"].shape == (1, LENGTH)
     assert case.prompt.layout["image"] == Positions.of(IMAGE)
@@ -261,7 +261,7 @@ def test_every_recorded_activation_is_the_plain_models(case):
         found = run[Site(component, layer)]
         torch.testing.assert_close(found, value, rtol=1e-4, atol=CLOSE)
     assert len(seen) == len(run.activations) == 1 + 11 * N_LAYERS
-    close(run.logits, case.plain_runs["other"].logits[-1])
+    check_close(run.logits, case.plain_runs["other"].logits[-1])
 
 
 # --- knockout -------------------------------------------------------------------------
@@ -289,7 +289,7 @@ CUTS = {
 @every_kind
 def test_knockout(case):
     """Some reach beyond the sliding window: what is not read is not cut there."""
-    case.agree(*CUTS.values())
+    case.check_agree(*CUTS.values())
 
 
 @every_kind
@@ -298,7 +298,7 @@ def test_knockout_of_an_eager_model_is_no_silent_no_op(kind, case):
     eager = mv.HookedVLM(*tiny.build(kind, attention="eager"))
     what = [mv.NOTHING, CUTS["text from image"], CUTS["one head"]]
     found = reference.intervene(eager, case.prompt, what)
-    close(found, case.run(*what))
+    check_close(found, case.run(*what))
     assert (found[1:] - found[0]).abs().amax(dim=1).min() > 10 * CLOSE
     assert eager.hf_model.config.text_config._attn_implementation == "eager"
 
@@ -319,7 +319,7 @@ def test_write(case, component, head):
     shape = one.shape if head is None else one[head].shape
     torch.manual_seed(3)
     vectors = {"one": torch.randn(shape), "each": torch.randn(len(AT), *shape)}
-    case.agree(
+    case.check_agree(
         Patch(site, AT, "other"),
         Patch(site, AT, "other", from_=Positions.of(4, 5, 9, 12)),
         Ablate(site, AT),
@@ -334,7 +334,9 @@ def test_write(case, component, head):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_patch_in_the_last_layer(case, component):
     layer = None if component == "embed" else N_LAYERS - 1
-    case.agree(Patch(Site(component, layer), Positions.of(*IMAGE[8:], LAST), "other"))
+    case.check_agree(
+        Patch(Site(component, layer), Positions.of(*IMAGE[8:], LAST), "other")
+    )
 
 
 @on_one
@@ -342,7 +344,7 @@ def test_several_at_once_apply_in_order(case):
     at, site = Positions.of(7, LAST), Site("resid_mid", 1)
     patch, add = Patch(site, at, "other"), Add(site, at, vector="v", scale=2)
     vectors = {"v": torch.ones(64)}
-    case.agree((patch, add), (add, patch), vectors=vectors)
+    case.check_agree((patch, add), (add, patch), vectors=vectors)
     both, reverse, alone = case.run((patch, add), (add, patch), patch, vectors=vectors)
     assert not torch.allclose(both, reverse)
     torch.testing.assert_close(reverse, alone, rtol=0, atol=0)
@@ -350,7 +352,7 @@ def test_several_at_once_apply_in_order(case):
 
 @every_kind
 def test_several_sites_and_a_cut_at_once(case):
-    case.agree(
+    case.check_agree(
         (
             CUTS["one head"],
             Patch(Site("z", 1, 3), Positions.of(IMAGE), "other"),
@@ -428,7 +430,7 @@ def test_path_patch(case):
     paths = [PathPatch(*ends, "other", **where) for *ends, where in PATHS.values()]
     clean, *done = case.run(mv.NOTHING, *paths)
     for name, path, found in zip(PATHS, paths, done, strict=True):
-        close(found, in_two_stages(case, path))
+        check_close(found, in_two_stages(case, path))
         assert (found - clean).abs().max() > 10 * CLOSE, f"{name} did nothing"
 
 
@@ -437,4 +439,4 @@ def test_path_patch_beside_another_intervention(case):
     path = PathPatch(EARLY, (Site("resid_post", 2),), "other")
     ablate = Ablate(Site("mlp_out", 3), Positions.of(LAST))
     (found,) = case.run((path, ablate))
-    close(found, in_two_stages(case, path, then=[write_of(ablate, {}, {})]))
+    check_close(found, in_two_stages(case, path, then=[write_of(ablate, {}, {})]))
