@@ -9,7 +9,8 @@ from test_browser import BROWSER, Visit, context  # noqa: F401 - a fixture
 
 import mechvlm as mv
 from mechvlm import cli
-from mechvlm.demo import _reading, run
+from mechvlm.demo import run
+from mechvlm.demo.story import reading
 from mechvlm.errors import OutputError, PromptError, UnreadableImageError
 
 
@@ -129,4 +130,4 @@ def test_the_command_shows_one_message_and_no_traceback(tmp_path, capsys):
 )
 def test_a_curve_says_where_its_effect_goes(line, layers):
     """From nine tenths of the whole effect to one tenth, however it is spread."""
-    assert _reading(np.asarray(line, dtype=float)) == layers
+    assert reading(np.asarray(line, dtype=float)) == layers

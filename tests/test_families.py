@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers as tf
 from PIL import Image
 
 from mechvlm.errors import FamilyError, PromptError
+from mechvlm.models import families
 from mechvlm.models.hooked import HookedVLM
 
 
@@ -94,3 +96,44 @@ def test_in_16_bits_a_cut_of_nothing_changes_little(dtype):
         read = vlm.run_with_hooks(prompt, fwd_hooks=[(here, lambda x, hook: x)])
     unit = torch.finfo(dtype).eps * plain.abs().max()
     assert (read - plain).abs().max() <= 2 * unit
+
+
+VICUNA = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "ignore_index": -100,
+    "image_token_index": 32000,
+    "pad_token_id": 32001,
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "a/vicuna",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-5,
+        "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.36.0.dev0",
+    "vision_config": {
+        "image_size": 336,
+        "model_type": "clip_vision_model",
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+
+
+def test_the_keys_of_published_checkpoints_are_understood():
+    """Those of LLaVA-1.5 as its checkpoints carry them, old and idle ones included."""
+    config = tf.LlavaConfig(**VICUNA)
+    family = families.find(config)
+    assert family.name == "llava"
+    assert family.grid_shape(config) == (24, 24)
+    assert family.image_token(config) == 32000
+    with pytest.raises(FamilyError, match="use_tiles"):
+        families.find(tf.LlavaConfig(**VICUNA, use_tiles=True))

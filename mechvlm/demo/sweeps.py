@@ -1,0 +1,91 @@
+"""The sweeps behind the report: what is patched, and what is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mechvlm.analyses.activation_patching import activation_patching
+from mechvlm.analyses.knockout import knockout_windows
+from mechvlm.axes import Labelled
+from mechvlm.demo.case import Case
+from mechvlm.layout import Positions
+from mechvlm.metrics import Metric
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.prompts import Prompt
+
+__all__ = ["handed_over", "knocked_out", "patched"]
+
+MOST_PATCHES = 1000
+"""Above this many patches, neighbouring positions are patched together."""
+
+
+def patched(
+    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, metric: Metric
+) -> Labelled:
+    """Recovery by layer and position; large models in blocks of neighbours."""
+    blocks = _blocks(clean, MOST_PATCHES // vlm.cfg.n_layers)
+    heat = activation_patching(
+        vlm, clean, corrupted, metric=metric, at=blocks, progress=True
+    )
+    names = [name for name, block in blocks.items() for _ in block]
+    positions = [position for block in blocks.values() for position in block]
+    spread = heat.sel(set=names).rename(set="position")
+    spread = spread.assign_coords(position=positions).sortby("position")
+    return spread.assign_coords(clean.labels())
+
+
+def _blocks(prompt: Prompt, most: int) -> dict[str, Positions]:
+    """Positions alone; where that is too many, square blocks of image cells."""
+    layout = prompt.layout
+    side = 1
+    while True:
+        blocks = {str(at): Positions.of(at) for at in layout["text"]}
+        for g, grid in enumerate(layout.grids):
+            for row in range(grid.rows):
+                for col in range(grid.cols):
+                    name = f"{g}/{row // side}/{col // side}"
+                    here = Positions.of(grid.position(row, col))
+                    blocks[name] = blocks.get(name, Positions()) | here
+        if len(blocks) <= most or side >= 8:
+            return blocks
+        side += 1
+
+
+def handed_over(
+    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, metric: Metric, case: Case
+) -> Labelled:
+    """Recovery by layer when a whole set of positions is patched at once."""
+    layout = clean.layout
+    sets = {"image": layout["image"]}
+    if case.outline is not None:
+        thing = layout.region(case.outline, buffer=1)
+        far = layout["image"] - thing
+        sets = {"object": thing, "as much background": _some(far, len(thing))}
+    sets |= {"question": layout["query"], "last": layout["last"]}
+    return activation_patching(
+        vlm, clean, corrupted, metric=metric, at=sets, progress=True
+    )
+
+
+def _some(positions: Positions, n: int) -> Positions:
+    """`n` of the positions, evenly spread."""
+    chosen = np.linspace(0, len(positions) - 1, min(n, len(positions))).round()
+    return Positions.of(positions.indices[int(i)] for i in chosen)
+
+
+def knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
+    """Curves of the cuts that tell how the image reaches the answer."""
+    layout = prompt.layout
+    seen = {"image": layout["image"]}
+    if case.outline is not None:
+        thing = layout.region(case.outline)
+        seen = {"object": thing, "background": layout["image"] - thing}
+    cuts: dict[str, tuple[str | Positions, str | Positions]] = {
+        f"{what} → {reader}": (group, source)
+        for reader, group in (("question", "query"), ("last", "last"))
+        for what, source in seen.items()
+    }
+    cuts["question → last"] = ("last", "query")
+    return knockout_windows(
+        vlm, prompt, cuts, answer=case.answer, mode="from", progress=True
+    )
