@@ -339,3 +339,16 @@ def test_results_that_are_turned_off_take_their_hooks_along():
     assert (vlm(prompt) - before).abs().max() > 1e-3
     vlm.set_use_attn_result(False)
     assert torch.equal(vlm(prompt), before)
+
+
+def test_a_backward_hook_that_no_backward_reached_is_told():
+    vlm = HookedVLM(*tiny.build())
+    prompt = vlm.prompt(QUESTION, tiny.picture())
+    with (
+        pytest.raises(HookError, match=r"hook_embed \(backward\) never fired"),
+        vlm.hooks(bwd_hooks=[("hook_embed", look)]),
+    ):
+        vlm(prompt)
+    with vlm.hooks(bwd_hooks=[("hook_embed", look)], reset_hooks_end=False):
+        vlm(prompt)
+    vlm.reset_hooks()

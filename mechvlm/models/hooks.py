@@ -56,7 +56,7 @@ class Hooks(HookedRootModule):
 
         Raises:
             HookError: A name does not exist, gradients are off for a backward hook, or
-                a forward hook was never reached.
+                a hook was never reached.
         """
         bwd_hooks = list(bwd_hooks)
         if bwd_hooks and not torch.is_grad_enabled():
@@ -64,22 +64,35 @@ class Hooks(HookedRootModule):
                 "backward hooks were given while gradients are off, so they could never"
                 " fire. Use torch.enable_grad() or leave torch.no_grad()."
             )
-        fired: set[int] = set()
-        counted = [
-            (self._checked_name(name), _counting(function, fired, i))
-            for i, (name, function) in enumerate(fwd_hooks)
-        ]
-        checked = [(self._checked_name(name), function) for name, function in bwd_hooks]
-        with super().hooks(counted, checked, reset_hooks_end, clear_contexts):
+        fired: set[tuple[str, int]] = set()
+        forward = self._counted(fwd_hooks, fired, "forward")
+        backward = self._counted(bwd_hooks, fired, "backward")
+        with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
             yield self
-        silent = [name for i, (name, _) in enumerate(counted) if i not in fired]
+        # Backward hooks that are kept may still be reached; forward hooks were not.
+        due = [("forward", forward)] + [("backward", backward)] * reset_hooks_end
+        silent = [
+            f"{name} ({way})"
+            for way, hooks in due
+            for i, (name, _) in enumerate(hooks)
+            if (way, i) not in fired
+        ]
         if silent:
             self.reset_hooks(clear_contexts, level=self.context_level + 1)
             raise HookError(
-                f"hooks on {silent} never fired: no forward ran, it started after or"
-                " stopped before that layer, or a vision hook met a prompt without an"
-                " image. They changed nothing."
+                f"hooks on {', '.join(silent)} never fired: no forward ran (or no"
+                " backward pass), it started after or stopped before that layer, or a"
+                " vision hook met a prompt without an image. They changed nothing."
             )
+
+    def _counted(
+        self, hooks: Iterable[Hook], fired: set[tuple[str, int]], way: str
+    ) -> list[Hook]:
+        """The same hooks, which note in `fired` that they were reached."""
+        return [
+            (self._checked_name(name), _counting(function, fired, (way, i)))
+            for i, (name, function) in enumerate(hooks)
+        ]
 
     def run_with_hooks(
         self,
@@ -255,9 +268,11 @@ def _cut(
     return save(kept, hook=hook)
 
 
-def _counting(function: HookFunction, fired: set[int], index: int) -> HookFunction:
+def _counting(
+    function: HookFunction, fired: set[tuple[str, int]], mark: tuple[str, int]
+) -> HookFunction:
     def counted(activation: Tensor, hook: HookPoint) -> Tensor | None:
-        fired.add(index)
+        fired.add(mark)
         return function(activation, hook=hook)
 
     return counted
