@@ -85,6 +85,19 @@ def test_a_stream_of_another_shape_is_refused():
         vlm(stream, prompt=prompt, start_at_layer=2, stop_at_layer=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", tiny.KINDS, ids=str)
+def test_an_eager_model_stays_eager_to_the_bit(kind, dtype):
+    """The base run and a run that is read must be of one kind, in every layer."""
+    vlm = HookedVLM(*tiny.build(kind, attention="eager")).to(dtype)
+    prompt = vlm.prompt("what color is the cat ?", tiny.picture())
+    here = "blocks.1.attn.hook_attn_scores"
+    with torch.no_grad():
+        plain = vlm.hf_model(**prompt.inputs, use_cache=False).logits
+        read = vlm.run_with_hooks(prompt, fwd_hooks=[(here, lambda x, hook: x)])
+    assert torch.equal(read, plain)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_16_bits_a_cut_of_nothing_changes_little(dtype):
     """Explicit attention beside SDPA: no more than the rounding of the output."""

@@ -7,8 +7,9 @@ computed one by one only in layers where a hook waits; elsewhere SDPA runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,6 +41,9 @@ class AttentionPoints:
         return any(point.fwd_hooks or point.bwd_hooks for point in points)
 
 
+_BEHIND = ContextVar("attention that the model was loaded with", default="sdpa")
+"""What runs where nothing waits: the kind of the base run, so that runs compare."""
+
 _LISTENING: WeakKeyDictionary[nn.Module, AttentionPoints] = WeakKeyDictionary()
 
 
@@ -53,10 +57,12 @@ def listening(config: Any, points: dict[nn.Module, AttentionPoints]) -> Iterator
     """
     before = config._attn_implementation
     config._attn_implementation = NAME
+    behind = _BEHIND.set(before)
     _LISTENING.update(points)
     try:
         yield
     finally:
+        _BEHIND.reset(behind)
         config._attn_implementation = before
         for module in points:
             _LISTENING.pop(module, None)
@@ -77,24 +83,32 @@ def _attention(
     if points is not None:
         query = points.rot_q(query.transpose(1, 2)).transpose(1, 2)
         key = points.rot_k(key.transpose(1, 2)).transpose(1, 2)
-    if points is None or not points.explicit():
-        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        output: tuple[Tensor, None] = sdpa(
-            module,
-            query.contiguous(),
-            key.contiguous(),
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            **kwargs,
-        )
-        return output
-    return _explicit(points, query, key, value, attention_mask, scaling)
+    if points is not None and points.explicit():
+        hooked = points.scores, points.pattern
+        return _explicit(*hooked, query, key, value, attention_mask, scaling)
+    if _BEHIND.get() == "eager":
+        alone = _unheard, _unheard
+        return _explicit(*alone, query, key, value, attention_mask, scaling)
+    output: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        module,
+        query.contiguous(),
+        key.contiguous(),
+        value,
+        attention_mask,
+        scaling=scaling,
+        dropout=dropout,
+        **kwargs,
+    )
+    return output
+
+
+def _unheard(value: Tensor) -> Tensor:
+    return value
 
 
 def _explicit(
-    points: AttentionPoints,
+    hear_scores: Callable[[Tensor], Tensor],
+    hear_pattern: Callable[[Tensor], Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -104,15 +118,17 @@ def _explicit(
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # In fp32, as SDPA's kernels compute them: a cut run must not differ from an uncut
-    # one by the rounding of 16-bit scores.
-    scores = query.float() @ key.float().transpose(2, 3) * scale
+    if _BEHIND.get() != "eager":
+        # In fp32, as SDPA's kernels compute them: a cut run must not differ from an
+        # uncut one by the rounding of 16-bit scores.
+        query, key = query.float(), key.float()
+    scores = query @ key.transpose(2, 3) * scale
     allowed = _allowed(mask, query.shape[2], key.shape[2], query.device)
-    scores = points.scores(scores.masked_fill(~allowed, -torch.inf))
+    scores = hear_scores(scores.masked_fill(~allowed, -torch.inf))
     # A row that may read nothing is a row of padding; it reads nothing, not NaN.
     blind = scores.isneginf().all(dim=-1, keepdim=True)
-    pattern = scores.masked_fill(blind, 0).softmax(dim=-1)
-    pattern = points.pattern(pattern.masked_fill(blind, 0).to(query.dtype))
+    pattern = scores.masked_fill(blind, 0).float().softmax(dim=-1)
+    pattern = hear_pattern(pattern.masked_fill(blind, 0).to(value.dtype))
     return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
 
