@@ -1,5 +1,7 @@
 """Claim: an unhooked mechvlm forward costs at most 1.05 of Hugging Face's.
 
+TransformerLens's bridge runs beside it, where one is installed.
+
 python benchmarks/unhooked.py                       # a random model, on the CPU
 python benchmarks/unhooked.py --model llava-hf/llava-1.5-7b-hf --device cuda
 """
@@ -20,6 +22,7 @@ from torch import Tensor
 import mechvlm as mv
 
 CLAIM = 1.05
+WARM_UP = 5
 QUESTION = "what color is the cat ?"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -43,9 +46,25 @@ def seconds(run: Callable[[], Tensor]) -> float:
     return time.perf_counter() - before
 
 
+def contestants(
+    vlm: mv.HookedVLM, prompt: mv.Prompt
+) -> dict[str, Callable[[], Tensor]]:
+    """Who runs the same forward: Hugging Face, mechvlm and TransformerLens's bridge."""
+    pixels = prompt.inputs["pixel_values"]
+    runs: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: vlm.hf_model(**prompt.inputs, use_cache=False).logits,
+        "mechvlm": lambda: vlm(prompt),
+    }
+    try:
+        bridge = vlm.to_bridge()
+    except mv.InteropError:
+        return runs  # TransformerLens 3 has no bridge
+    return runs | {"bridge": lambda: bridge(prompt.ids, pixel_values=pixels)}
+
+
 @torch.inference_mode()
 def main() -> None:
-    """Check that both give the same logits, time them in turns, print one line."""
+    """Check that all give the same logits, time them in turns, print one line."""
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--model", help="a checkpoint; without it a random model")
     words.add_argument("--device", default="cpu")
@@ -55,39 +74,25 @@ def main() -> None:
         torch.set_num_threads(1)
     loaded = mv.load(told.model, device=told.device) if told.model else None
     vlm = loaded or random_model()
-    picture = mv.scenes.sample(seed=0).image
-    prompt = vlm.prompt(QUESTION, picture)
-
-    def plain() -> Tensor:
-        return vlm.hf_model(**prompt.inputs, use_cache=False).logits
-
-    def hooked() -> Tensor:
-        return vlm(prompt)
-
-    torch.testing.assert_close(hooked(), plain(), rtol=0, atol=0)
-    pairs = []
-    for repeat in range(told.repeats + 5):
-        # In turns and in both orders, so that a busy moment meets both alike.
-        first, second = (plain, hooked) if repeat % 2 else (hooked, plain)
-        took = {first: seconds(first), second: seconds(second)}
-        pairs.append((took[plain], took[hooked]))
-    pairs = pairs[5:]  # the first ones warm up
-    ratios = sorted(ours / theirs for theirs, ours in pairs)
-    print(
-        json.dumps(
-            {
-                "bench": "unhooked",
-                "claim": CLAIM,
-                "ratio": round(statistics.median(ratios), 4),
-                "range": [round(ratios[len(ratios) * at // 20], 4) for at in (1, 19)],
-                "plain_ms": round(statistics.median(p for p, _ in pairs) * 1e3, 3),
-                "hooked_ms": round(statistics.median(h for _, h in pairs) * 1e3, 3),
-                "positions": prompt.layout.n,
-                "layers": vlm.cfg.n_layers,
-                "repeats": told.repeats,
-            }
-        )
-    )
+    prompt = vlm.prompt(QUESTION, mv.scenes.sample(seed=0).image)
+    runs = contestants(vlm, prompt)
+    torch.testing.assert_close(runs["mechvlm"](), runs["plain"](), rtol=0, atol=0)
+    for run in runs.values():
+        torch.testing.assert_close(run(), runs["plain"](), rtol=1e-3, atol=1e-3)
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(told.repeats + WARM_UP):
+        # In turns and in both orders, so that a busy moment meets all alike.
+        for name in sorted(runs, reverse=repeat % 2 == 1):
+            took[name].append(seconds(runs[name]))
+    line: dict[str, object] = {"bench": "unhooked", "claim": CLAIM}
+    for name in runs:
+        pairs = zip(took[name][WARM_UP:], took["plain"][WARM_UP:], strict=True)
+        ratios = sorted(ours / theirs for ours, theirs in pairs)
+        low, high = (round(ratios[len(ratios) * at // 20], 3) for at in (1, 19))
+        middle = round(statistics.median(ratios), 3)
+        line[name] = {"ratio": middle, "range": [low, high]}
+    line |= {"positions": prompt.layout.n, "layers": vlm.cfg.n_layers}
+    print(json.dumps(line | {"repeats": told.repeats}))
 
 
 if __name__ == "__main__":
