@@ -28,6 +28,12 @@ __all__ = [
 
 
 def _refuse_empty(what: str, positions: Positions) -> None:
+    """Refuse what is no set of positions, or an empty one."""
+    if not isinstance(positions, Positions):
+        raise InterventionError(
+            f"{what} is {positions!r}; wanted Positions, such as Positions.of(3) or"
+            ' prompt.layout["image"].'
+        )
     if not positions:
         raise InterventionError(
             f"{what} is empty, so the intervention would do nothing. If that is what"
@@ -135,7 +141,7 @@ class Knockout:
         heads: Query heads to cut; None cuts every head.
     """
 
-    layers: range
+    layers: range | tuple[int, ...]
     target: Positions
     source: Positions
     heads: tuple[int, ...] | None = None
@@ -144,6 +150,12 @@ class Knockout:
         """Refuse a cut of nothing."""
         _refuse_empty("Knockout.target", self.target)
         _refuse_empty("Knockout.source", self.source)
+        for what, given in (("layers", self.layers), ("heads", self.heads or ())):
+            if not isinstance(given, range | tuple):
+                raise InterventionError(
+                    f"Knockout.{what} is {given!r}; wanted a range or a tuple, such as"
+                    " range(3, 5) or (3,)."
+                )
         if not self.layers or self.heads == ():
             raise InterventionError(
                 f"Knockout of layers {self.layers} and heads {self.heads} cuts nothing;"

@@ -284,6 +284,7 @@ import json, sys
 sys.path.insert(0, "tests")
 import numpy as np
 import tiny, torch
+from mechvlm.interventions import Ablate, Knockout
 from mechvlm.layout import Positions
 from mechvlm.analyses.activation_patching import activation_patching
 from mechvlm.models.hooked import HookedVLM
@@ -302,6 +303,9 @@ tries = {
         vlm, prompt, prompt, metric=None, direction="both"
     ),
     "mask": lambda: Positions.of(np.array([True, False])),
+    "one layer": lambda: Knockout(1, Positions.of(9), Positions.of(1)),
+    "one head": lambda: Knockout(range(2), Positions.of(9), Positions.of(1), 3),
+    "a name": lambda: Ablate(Site("embed"), "last"),
 }
 said = {}
 for name, call in tries.items():
@@ -339,3 +343,8 @@ def test_wrong_types_have_their_own_words_too():
         "SiteError: no component is called 'resid'; kno"
     )
     assert said["direction"].startswith("InterventionError: direction='both': wanted")
+    assert said["one layer"].startswith(
+        "InterventionError: Knockout.layers is 1; wanted a range or a tuple"
+    )
+    assert said["one head"].startswith("InterventionError: Knockout.heads is 3; wanted")
+    assert said["a name"].startswith("InterventionError: Ablate.at is 'last'; wanted")

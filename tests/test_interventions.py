@@ -163,3 +163,9 @@ def test_a_path_that_leads_somewhere_is_kept(receiver):
 def test_a_scale_that_is_no_number_is_refused():
     with pytest.raises(InterventionError, match=r"Add\.scale is nan"):
         Add(Site("embed"), Positions.of(1), "v", scale=float("nan"))
+
+
+def test_layers_may_be_picked():
+    picked = Knockout((0, 3), Positions.of(9), Positions.of(1))
+    assert list(picked.layers) == [0, 3]
+    assert hash(picked) == hash(Knockout((0, 3), Positions.of(9), Positions.of(1)))
