@@ -98,7 +98,7 @@ def _version(package: str) -> str:
 
 
 def _device() -> str:
-    """The device that `load` would choose, with what tells it from others."""
+    """The best device that is there, with what tells it from others."""
     import torch
 
     if torch.cuda.is_available():

@@ -39,7 +39,8 @@ def load(
     Args:
         name_or_path: "demo" for the tiny trained model that comes with the package, a
             folder in Hugging Face format, or a name on the model hub.
-        device: Where to put it; None leaves it on the CPU, or to `device_map`.
+        device: Where to put it; None takes a CUDA device where there is one, else the
+            CPU, unless `device_map` says otherwise.
         dtype: Precision of the weights; None takes the checkpoint's own.
         revision: Branch, tag or commit on the hub.
         device_map: Spread over devices, as in transformers ("auto", ...).
@@ -64,6 +65,8 @@ def load(
         place, revision, dtype=dtype or "auto", device_map=device_map, **hf_kwargs
     )
     _check_weights(place, report)
+    if device is None and device_map is None and torch.cuda.is_available():
+        device = "cuda"
     if device is not None:
         model = model.to(device)
     vlm = HookedVLM(model.eval(), processor)
