@@ -66,6 +66,10 @@ class Patch:
         run: Name of the run, given in `runs=`, that the values come from.
         from_: Positions of that run that are read, matched to `at` one to one in rising
             order; None reads at `at` itself.
+
+    Example:
+        >>> Patch(Site("resid_pre", 3), Positions.of(4), run="clean").site.hook_name
+        'blocks.3.hook_resid_pre'
     """
 
     site: Site
@@ -92,6 +96,10 @@ class Ablate:
         at: Positions that are written.
         value: "zero", or the name of a vector given in `vectors=`: `[d]` for every
             position alike, or `[len(at) d]`.
+
+    Example:
+        >>> Ablate(Site("embed"), Positions.of(range(5, 581))).at
+        Positions(5..580)
     """
 
     site: Site
@@ -112,6 +120,10 @@ class Add:
         at: Positions that are written.
         vector: Name of a vector given in `vectors=`: `[d]` or `[len(at) d]`.
         scale: Factor of the vector.
+
+    Example:
+        >>> Add(Site("embed"), Positions.of(4), "direction", scale=0.5).scale
+        0.5
     """
 
     site: Site
@@ -139,6 +151,11 @@ class Knockout:
         target: Positions that read (attention's query side).
         source: Positions that are read (attention's key side).
         heads: Query heads to cut; None cuts every head.
+
+    Example:
+        >>> cut = Knockout(range(2, 5), target=Positions.of(9), source=Positions.of(1, 2))
+        >>> cut == Knockout(range(2, 5), Positions.of(9), Positions.of(1, 2))
+        True
     """
 
     layers: range | tuple[int, ...]
@@ -209,6 +226,11 @@ class PathPatch:
         run: Name of the run, given in `runs=`, that the senders' values come from.
         at: Positions of the senders that are patched; None means all.
         to: Positions of the receivers that are patched; None means all.
+
+    Example:
+        >>> head, query = Site("z", 1, head=0), Site("q", 2, head=3)
+        >>> PathPatch((head,), (query,), run="other").receivers
+        (Site('q', layer=2, head=3),)
     """
 
     senders: tuple[Site, ...]
