@@ -153,9 +153,9 @@ class Knockout:
         heads: Query heads to cut; None cuts every head.
 
     Example:
-        >>> cut = Knockout(range(2, 5), target=Positions.of(9), source=Positions.of(1, 2))
-        >>> cut == Knockout(range(2, 5), Positions.of(9), Positions.of(1, 2))
-        True
+        >>> last, image = Positions.of(9), Positions.of(range(1, 5))
+        >>> Knockout(range(2, 5), target=last, source=image).source
+        Positions(1..4)
     """
 
     layers: range | tuple[int, ...]
