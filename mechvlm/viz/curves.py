@@ -111,10 +111,11 @@ def label_ends(
         zip(names(lines), ends, places, strict=True)
     ):
         colour = LINES[i % len(LINES)]
+        lead = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3}
         axes.annotate(
-            stills.shortened(name, 30), (n - 1, end), (n - 0.62, place),
+            stills.shortened(name, 30), (n - 1, end), (n - 0.6, place),
             va="center", color=colour, fontsize=8.5, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3},
+            arrowprops=lead | {"relpos": (0, 0.5), "shrinkA": 1},
         )  # fmt: skip
     axes.set_ylim(low, top)
     axes.set_xlim(-0.3, n - 0.7)
