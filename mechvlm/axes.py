@@ -21,7 +21,14 @@ import xarray as xr
 
 from mechvlm.errors import OutputError, ResultError
 
-__all__ = ["Labelled", "labelled", "open_result", "output_folder", "save_result"]
+__all__ = [
+    "Labelled",
+    "labelled",
+    "open_result",
+    "output_folder",
+    "replacing",
+    "save_result",
+]
 
 Labelled: TypeAlias = xr.DataArray
 """A result: values with named dimensions, labels, units and attributes."""
@@ -97,12 +104,41 @@ def save_result(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
             f" {path.name!r}."
         )
     try:
-        _replace(_encoded(result), path)
+        with replacing(path) as partial:
+            _write(_encoded(result), partial)
     except OSError as cause:
         raise OutputError(
             f"cannot write {path}: {cause}. Does the folder exist, and is there space?"
         ) from cause
     return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path` once it is wholly written.
+
+    It reaches the disk before it takes the name. Whatever fails, an older file of that
+    name stays as it was.
+
+    Args:
+        path: File to write; its folder must exist.
+
+    Yields:
+        The file beside it to write into.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def open_result(path: str | Path) -> xr.DataArray | xr.Dataset:
@@ -194,20 +230,6 @@ def _check_replaceable(path: Path) -> None:
             " changed by hand, or holds something else. Move or delete it, or choose"
             " another folder."
         )
-
-
-def _replace(dataset: xr.Dataset, path: Path) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        _write(dataset, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(dataset: xr.Dataset, file: Path) -> None:

@@ -218,9 +218,7 @@ class HookedVLM(Doors, Hooks):
         Raises:
             InterventionError: An intervention means nothing here.
         """
-        done = (
-            interventions if isinstance(interventions, tuple) else _tuple(interventions)
-        )
+        done = _tuple(interventions)
         return generate(self, prompt, max_new_tokens, done, runs or {}, vectors or {})
 
     # -- inside ---------------------------------------------------------------------
