@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechvlm import axes as axes
+    from mechvlm import engine as engine
     from mechvlm import reference as reference
     from mechvlm import report as report
     from mechvlm import scenes as scenes
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from mechvlm.axes import labelled as labelled
     from mechvlm.axes import open_result as open_result
     from mechvlm.axes import save_result as save_result
+    from mechvlm.engine import intervene as intervene
     from mechvlm.errors import BlindRowError as BlindRowError
     from mechvlm.errors import CheckpointError as CheckpointError
+    from mechvlm.errors import EngineError as EngineError
     from mechvlm.errors import FamilyError as FamilyError
     from mechvlm.errors import HookError as HookError
     from mechvlm.errors import ImageError as ImageError
@@ -73,10 +76,12 @@ if TYPE_CHECKING:
     from mechvlm.models.hooked import HookedVLM as HookedVLM
     from mechvlm.models.load import load as load
     from mechvlm.papers import cite as cite
+    from mechvlm.plan import Plan as Plan
+    from mechvlm.plan import plan as plan
     from mechvlm.prompts import Prompt as Prompt
     from mechvlm.record import Run as Run
+    from mechvlm.record import base_run as base_run
     from mechvlm.record import record as record
-    from mechvlm.reference import intervene as intervene
     from mechvlm.sites import Site as Site
 
 __version__ = "0.1.0"
@@ -88,6 +93,7 @@ _KEPT = MappingProxyType(
         "Add": "mechvlm.interventions:Add",
         "BlindRowError": "mechvlm.errors:BlindRowError",
         "CheckpointError": "mechvlm.errors:CheckpointError",
+        "EngineError": "mechvlm.errors:EngineError",
         "FamilyError": "mechvlm.errors:FamilyError",
         "Generation": "mechvlm.models.generation:Generation",
         "HookError": "mechvlm.errors:HookError",
@@ -111,6 +117,7 @@ _KEPT = MappingProxyType(
         "Patch": "mechvlm.interventions:Patch",
         "PathPatch": "mechvlm.interventions:PathPatch",
         "PlaceholderError": "mechvlm.errors:PlaceholderError",
+        "Plan": "mechvlm.plan:Plan",
         "Positions": "mechvlm.layout:Positions",
         "Prompt": "mechvlm.prompts:Prompt",
         "PromptError": "mechvlm.errors:PromptError",
@@ -128,8 +135,10 @@ _KEPT = MappingProxyType(
             "mechvlm.analyses.activation_patching:activation_patching"
         ),
         "axes": "mechvlm.axes",
+        "base_run": "mechvlm.record:base_run",
         "cite": "mechvlm.papers:cite",
-        "intervene": "mechvlm.reference:intervene",
+        "engine": "mechvlm.engine",
+        "intervene": "mechvlm.engine:intervene",
         "kl_divergence": "mechvlm.metrics:kl_divergence",
         "knockout_windows": "mechvlm.analyses.knockout:knockout_windows",
         "labelled": "mechvlm.axes:labelled",
@@ -137,6 +146,7 @@ _KEPT = MappingProxyType(
         "log_probability": "mechvlm.metrics:log_probability",
         "logit_difference": "mechvlm.metrics:logit_difference",
         "open_result": "mechvlm.axes:open_result",
+        "plan": "mechvlm.plan:plan",
         "probability": "mechvlm.metrics:probability",
         "probability_change": "mechvlm.metrics:probability_change",
         "rank": "mechvlm.metrics:rank",

@@ -5,6 +5,7 @@ message alone is enough to go on.
 
     MechVLMError
     |-- CheckpointError        a checkpoint folder that cannot be loaded
+    |-- EngineError            a model or base run that row-wise passes cannot serve
     |-- FamilyError            an architecture or config key that is not understood
     |-- HookError              a hook that cannot fire, or did not
     |-- ImageError             an image that is one too many
@@ -37,6 +38,7 @@ from __future__ import annotations
 __all__ = [
     "BlindRowError",
     "CheckpointError",
+    "EngineError",
     "FamilyError",
     "HookError",
     "ImageError",
@@ -73,6 +75,10 @@ class MechVLMWarning(UserWarning):
 
 class CheckpointError(MechVLMError, OSError):
     """A checkpoint folder that cannot be loaded."""
+
+
+class EngineError(MechVLMError, RuntimeError):
+    """Row-wise passes cannot be made of this model, or from this base run."""
 
 
 class FamilyError(MechVLMError, ValueError):

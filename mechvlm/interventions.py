@@ -6,6 +6,7 @@ intervention (`vectors=`, `runs=`), so that a plan can be printed, saved and com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,6 +24,7 @@ __all__ = [
     "Nothing",
     "Patch",
     "PathPatch",
+    "listed",
     "parts",
 ]
 
@@ -285,3 +287,22 @@ def parts(
     if isinstance(intervention, tuple):
         return tuple(part for each in intervention for part in parts(each))
     return (intervention,)
+
+
+def listed(interventions: Sequence[Intervention] | Intervention) -> list[Intervention]:
+    """One entry per run: a tuple is one run, in which several things are done.
+
+    Raises:
+        InterventionError: The list is empty.
+
+    Example:
+        >>> listed(NOTHING), listed((NOTHING, NOTHING)), len(listed([NOTHING, NOTHING]))
+        ([NOTHING], [(NOTHING, NOTHING)], 2)
+    """
+    if isinstance(interventions, Sequence) and not interventions:
+        raise InterventionError(
+            "the list of interventions is empty; for the clean run use [NOTHING]."
+        )
+    if isinstance(interventions, tuple) or not isinstance(interventions, Sequence):
+        return [interventions]
+    return list(interventions)

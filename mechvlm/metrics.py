@@ -41,8 +41,8 @@ class Metric:
     Attributes:
         name: What is measured, as it appears in results.
         units: Its unit.
-        measure: From logits `[run vocab]` to one number per run.
-        tokens: Vocabulary columns that it reads; None means all of them.
+        measure: From the logits that it reads, `[run token]`, to one number per run.
+        tokens: Vocabulary columns that it reads, in this order; None means all of them.
     """
 
     name: str
@@ -52,7 +52,15 @@ class Metric:
 
     def __call__(self, logits: Float[Tensor, "run vocab"]) -> Float[Tensor, " run"]:
         """One number per run, in `units`."""
-        return self.measure(logits.float())
+        return self.of_columns(logits if self.tokens is None else logits[:, self._at])
+
+    def of_columns(self, columns: Float[Tensor, "run token"]) -> Float[Tensor, " run"]:
+        """The same from the columns `tokens` alone, for who computes no others."""
+        return self.measure(columns.float())
+
+    @property
+    def _at(self) -> list[int]:
+        return list(self.tokens or ())
 
 
 def logit_difference(vlm: Words, answer: str | int, foil: str | int) -> Metric:
@@ -84,7 +92,7 @@ def logit_difference(vlm: Words, answer: str | int, foil: str | int) -> Metric:
     return Metric(
         f"logit difference {answer} - {foil}",
         "nats",
-        lambda logits: logits[:, right] - logits[:, wrong],
+        lambda pair: pair[:, 0] - pair[:, 1],
         (right, wrong),
     )
 
@@ -257,7 +265,7 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
     return Metric(
         f"recovery of {metric.name}",
         "fraction of the clean-corrupted gap",
-        lambda logits: (metric(logits) - corrupted) / gap,
+        lambda columns: (metric.of_columns(columns) - corrupted) / gap,
         metric.tokens,
     )
 

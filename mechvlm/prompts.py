@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from mechvlm.errors import PairError
+from mechvlm.errors import PairError, PromptError
 from mechvlm.layout import GROUPS, Layout, Positions
 
 __all__ = ["Prompt", "check_pair"]
@@ -32,6 +32,8 @@ class Prompt:
         text: The rendered text, with one placeholder per image.
         tokens: What each position shows to a reader, one string per position.
         image: The original picture; None for a prompt of text alone.
+        fills: What a new position, and one of padding, has in each further input that
+            is given per position.
     """
 
     inputs: Mapping[str, Tensor]
@@ -39,6 +41,7 @@ class Prompt:
     text: str
     tokens: tuple[str, ...]
     image: Image.Image | None = None
+    fills: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ids(self) -> Int[Tensor, "1 position"]:
@@ -67,10 +70,17 @@ class Prompt:
         return {"token": (dim, list(self.tokens)), "group": (dim, groups)}
 
     def extended(self, ids: Int[Tensor, " new"], tokens: tuple[str, ...]) -> Prompt:
-        """The prompt followed by new tokens, which form the group "generated"."""
+        """The prompt followed by new tokens, which form the group "generated".
+
+        Raises:
+            PromptError: An input is given per position, and what it should be at a new
+                one is not known.
+        """
         new = ids[None].to(self.ids.device)
         ones = torch.ones_like(new)
         inputs = dict(self.inputs) | {"input_ids": torch.cat([self.ids, new], dim=1)}
+        for name, filled in self._filled(len(ids)).items():
+            inputs[name] = torch.cat([self.inputs[name], filled], dim=1)
         if "attention_mask" in inputs:
             mask = inputs["attention_mask"]
             inputs["attention_mask"] = torch.cat([mask, ones.to(mask.dtype)], dim=1)
@@ -87,12 +97,22 @@ class Prompt:
 
         The padding is masked out and the position ids of the rest are kept, so every
         answer stays the same; every position moves up by `n_pad`.
+
+        Raises:
+            PromptError: As `extended`.
         """
         zeros = torch.zeros(1, n_pad, dtype=torch.long, device=self.ids.device)
         mask = self.inputs.get("attention_mask", torch.ones_like(self.ids))
         every = torch.arange(self.layout.n, device=self.ids.device)[None]
+        # Where they are not given they may begin elsewhere, but rotary embeddings see
+        # nothing of them but their differences.
         kept = self.inputs.get("position_ids", every)
+        further = {
+            name: torch.cat([filled, self.inputs[name]], dim=1)
+            for name, filled in self._filled(n_pad).items()
+        }
         inputs = dict(self.inputs) | {
+            **further,
             "input_ids": torch.cat([zeros + pad_id, self.ids], dim=1),
             "attention_mask": torch.cat([zeros.to(mask.dtype), mask], dim=1),
             "position_ids": torch.cat([zeros, kept], dim=1),
@@ -106,6 +126,28 @@ class Prompt:
         layout = Layout(self.layout.n + n_pad, groups, grids)
         tokens = ("<pad>",) * n_pad + self.tokens
         return replace(self, inputs=inputs, layout=layout, tokens=tokens)
+
+    def _filled(self, n_new: int) -> dict[str, Int[Tensor, "1 new"]]:
+        """The further per-position inputs at `n_new` positions of no special kind."""
+        further = {
+            name: x
+            for name, x in self.inputs.items()
+            if x.shape == self.ids.shape and name not in _COMMON
+        }
+        unknown = sorted(set(further) - set(self.fills))
+        if unknown:
+            raise PromptError(
+                f"inputs {unknown} are given per position, and what they should be at"
+                f" a new one is not known; known are {sorted({*_COMMON, *self.fills})}."
+            )
+        return {
+            name: x.new_full((1, n_new), self.fills[name])
+            for name, x in further.items()
+        }
+
+
+_COMMON = frozenset({"input_ids", "attention_mask", "position_ids"})
+"""Inputs given per position whose meaning is the same in every model."""
 
 
 def check_pair(clean: Prompt, corrupted: Prompt) -> None:

@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechvlm.errors import RunError, SiteError
+from mechvlm.models.base import Base, base_pass
 from mechvlm.models.checking import check_site
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.sites import COMPONENTS, Component, Site
 
-__all__ = ["Run", "record"]
+__all__ = ["Run", "base_run", "record"]
 
 _BY_DEFAULT = tuple(c for c in COMPONENTS if c != "result")
 
@@ -29,11 +30,13 @@ class Run:
         prompt: The prompt that was run.
         activations: Hook name -> activation `[position ...]`.
         logits: Last-position logits.
+        base: What sweeps start from, where the run was made by `base_run`.
     """
 
     prompt: Prompt
     activations: Mapping[str, Tensor]
     logits: Float[Tensor, " vocab"]
+    base: Base | None = None
 
     def __getitem__(self, site: Site) -> Float[Tensor, "position ..."]:
         """Activation at a site, positions first; of one head where the site names one.
@@ -109,3 +112,44 @@ def _names(vlm: HookedVLM, site: Site | str) -> list[str]:
     found = Site.parse(site) if isinstance(site, str) else site
     check_site(vlm.cfg, found)
     return [found.hook_name]
+
+
+def base_run(vlm: HookedVLM, prompt: Prompt) -> Run:
+    """Run a prompt once for all sweeps that will be made on it.
+
+    `intervene`, `generate_many` and `plan` take it in place of the prompt and then do
+    not run the prompt again. It keeps, in every layer, the stream, the heads' outputs,
+    keys and values (`run.base.n_bytes`), until it is let go.
+
+    Args:
+        vlm: The model.
+        prompt: The prompt.
+
+    Returns:
+        A run with the sites embed, resid_pre, resid_post, v and z of every layer.
+
+    Raises:
+        EngineError: The model does more with its logits than its family says.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm = mv.load("demo")
+        >>> image = mv.scenes.sample(seed=0).image
+        >>> run = mv.base_run(vlm, vlm.prompt("how many objects are there ?", image))
+        >>> at = run.prompt.layout
+        >>> cut = mv.Knockout(range(8), at["query"] | at["last"], at["image"])
+        >>> mv.intervene(vlm, run, [mv.NOTHING, cut]).shape
+        torch.Size([2, 140])
+    """
+    base = base_pass(vlm, prompt)
+    kept = {Site("embed").hook_name: base.stream[0]}
+    for layer in range(vlm.cfg.n_layers):
+        of_layer: dict[Component, Tensor] = {
+            "resid_pre": base.stream[layer],
+            "resid_post": base.stream[layer + 1],
+            "z": base.z[layer].unflatten(-1, (-1, vlm.cfg.d_head)),
+            "v": base.value[layer].transpose(0, 1),
+        }
+        for component, value in of_layer.items():
+            kept[Site(component, layer).hook_name] = value
+    return Run(prompt, kept, base.logits, base)

@@ -17,14 +17,14 @@ from tqdm import tqdm
 from mechvlm.errors import InterventionError
 from mechvlm.interventions import (
     Intervention,
-    Knockout,
     Patch,
     PathPatch,
+    listed,
     parts,
 )
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric
-from mechvlm.models.checking import check
+from mechvlm.models.checking import check_all
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources, hooks_of
 from mechvlm.prompts import Prompt
@@ -83,9 +83,9 @@ def intervene(
     """
     if batch_tokens is not None and batch_tokens < 1:
         raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
-    todo = _listed(interventions)
+    todo = listed(interventions)
     sources = Sources(runs or {}, vectors or {})
-    _check_all(vlm, prompt, todo, sources)
+    check_all(vlm, prompt, todo, sources)
     words = progress if isinstance(progress, str) else None
     shown = tqdm(todo, desc=words, disable=None if progress else True)
     rows = []
@@ -93,28 +93,6 @@ def intervene(
         logits = _one(vlm, prompt, each, sources)
         rows.append(logits if metric is None else metric(logits[None])[0])
     return torch.stack(rows)
-
-
-def _listed(
-    interventions: Sequence[Intervention] | Intervention,
-) -> list[Intervention]:
-    """One entry per run: a tuple is one run, in which several things are done."""
-    if isinstance(interventions, Sequence) and not interventions:
-        raise InterventionError(
-            "the list of interventions is empty; for the clean run use [NOTHING]."
-        )
-    if isinstance(interventions, tuple) or not isinstance(interventions, Sequence):
-        return [interventions]
-    return list(interventions)
-
-
-def _check_all(
-    vlm: HookedVLM, prompt: Prompt, todo: Sequence[Intervention], sources: Sources
-) -> None:
-    cuts = any(isinstance(part, Knockout) for each in todo for part in parts(each))
-    reads = vlm.reads(prompt) if cuts else None
-    for each in todo:
-        check(vlm.cfg, each, prompt.layout.n, sources, reads)
 
 
 def _one(

@@ -86,11 +86,11 @@ def test_a_stream_of_another_shape_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", tiny.KINDS, ids=str)
+@pytest.mark.parametrize("kind", tiny.EVERY_KIND, ids=str)
 def test_an_eager_model_stays_eager_to_the_bit(kind, dtype):
     """The base run and a run that is read must be of one kind, in every layer."""
     vlm = HookedVLM(*tiny.build(kind, attention="eager")).to(dtype)
-    prompt = vlm.prompt("what color is the cat ?", tiny.picture())
+    prompt = tiny.ask(vlm, "what color is the cat ?")
     here = "blocks.1.attn.hook_attn_scores"
     with torch.no_grad():
         plain = vlm.hf_model(**prompt.inputs, use_cache=False).logits

@@ -15,11 +15,11 @@ pytestmark = pytest.mark.tl3
 QUESTION = "what color is the cat ?"
 
 
-@pytest.fixture(scope="module", params=tiny.KINDS, ids=str)
+@pytest.fixture(scope="module", params=tiny.EVERY_KIND, ids=str)
 def hooked(request):
-    """A random LLaVA of each combination, and a prompt with an image."""
+    """A random model of each combination, and a prompt with an image."""
     vlm = HookedVLM(*tiny.build(request.param))
-    prompt = vlm.prompt(QUESTION, tiny.picture())
+    prompt = tiny.ask(vlm, QUESTION)
     # At its first forward transformers hangs hooks of its own on the vision tower.
     vlm(prompt)
     return vlm, prompt
@@ -27,11 +27,12 @@ def hooked(request):
 
 def plain(vlm, prompt):
     """The oracle: Hugging Face alone, eager, with nothing of ours near it."""
+    before = vlm.hf_model.config.text_config._attn_implementation
     vlm.hf_model.set_attn_implementation("eager")
     try:
         return vlm.hf_model(**prompt.inputs, use_cache=False).logits
     finally:
-        vlm.hf_model.set_attn_implementation("sdpa")
+        vlm.hf_model.set_attn_implementation(before)
 
 
 def look(activation, hook):
@@ -141,7 +142,9 @@ def test_start_at_layer_runs_only_later_blocks(hooked):
 
 def test_stop_at_layer_gives_the_stream_and_runs_no_more(hooked):
     vlm, prompt = hooked
-    _, cache = vlm.run_with_cache(prompt)
+    # Streams alone, so that both passes run the same attention.
+    streams = [n for n in vlm.hook_dict if "resid_p" in n and n.startswith("blocks")]
+    _, cache = vlm.run_with_cache(prompt, names_filter=streams)
     ran = []
     handle = vlm.hf_model.model.language_model.layers[2].register_forward_pre_hook(
         lambda m, a: ran.append(2)
@@ -169,6 +172,7 @@ def test_nothing_waits_so_nothing_is_tapped(hooked, monkeypatch):
 def test_taps_are_gone_after_an_exception(hooked):
     vlm, prompt = hooked
     before = vlm(prompt)
+    attention = vlm.hf_model.config.text_config._attn_implementation
     kept = [len(m._forward_hooks) for m in vlm.hf_model.modules()]
 
     def fail(activation, hook):
@@ -179,7 +183,7 @@ def test_taps_are_gone_after_an_exception(hooked):
         vlm.run_with_hooks(prompt, fwd_hooks=hooks)
     assert kept == [len(m._forward_hooks) for m in vlm.hf_model.modules()]
     assert not any(m._forward_pre_hooks for m in vlm.hf_model.modules())
-    assert vlm.hf_model.config.text_config._attn_implementation == "sdpa"
+    assert vlm.hf_model.config.text_config._attn_implementation == attention
     assert torch.equal(vlm(prompt), before)
 
 
@@ -208,6 +212,7 @@ def test_gradients_reach_hook_points(hooked):
     assert found["blocks.1.hook_resid_mid"].abs().sum() > 0
 
 
+@pytest.mark.parametrize("hooked", tiny.KINDS, indirect=True, ids=str)
 def test_weights_are_in_transformerlens_layout(hooked):
     """Oracle: the projections applied to the recorded streams by hand."""
     vlm, prompt = hooked

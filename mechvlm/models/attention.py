@@ -21,7 +21,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["NAME", "AttentionPoints", "listening"]
+__all__ = ["NAME", "Asked", "AttentionPoints", "answering", "listening", "wide"]
 
 NAME = "mechvlm"
 
@@ -41,10 +41,37 @@ class AttentionPoints:
         return any(point.fwd_hooks or point.bwd_hooks for point in points)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What a layer asks of its attention: rotated queries and keys, values, the mask.
+
+    Attributes:
+        query: `[batch head target d_head]`.
+        key: `[batch kv_head source d_head]`, as `value`.
+        value: What is read.
+        mask: True where a target may read a source; None stands for causal.
+        scale: Factor of the scores.
+        softcap: Scores are bent to stay within plus or minus this; None does not.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    softcap: float | None
+
+
+Answer = Callable[[Asked], Tensor | None]
+"""Attention's output `[batch target head d_head]`; None leaves it to the usual way."""
+
+
 _BEHIND = ContextVar("attention that the model was loaded with", default="sdpa")
 """What runs where nothing waits: the kind of the base run, so that runs compare."""
 
 _LISTENING: WeakKeyDictionary[nn.Module, AttentionPoints] = WeakKeyDictionary()
+
+_ANSWERING: WeakKeyDictionary[nn.Module, Answer] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -55,17 +82,46 @@ def listening(config: Any, points: dict[nn.Module, AttentionPoints]) -> Iterator
         config: Config of the language backbone; its attention is switched and restored.
         points: Attention module -> its hook points.
     """
+    _LISTENING.update(points)
+    try:
+        with _switched(config):
+            yield
+    finally:
+        for module in points:
+            _LISTENING.pop(module, None)
+
+
+@contextmanager
+def answering(config: Any, answers: dict[nn.Module, Answer]) -> Iterator[None]:
+    """Let functions answer for the attention of these modules, for a while.
+
+    Args:
+        config: Config of the language backbone; its attention is switched and restored.
+        answers: Attention module -> what gives its output, or None for the usual way.
+    """
+    _ANSWERING.update(answers)
+    try:
+        with _switched(config):
+            yield
+    finally:
+        for module in answers:
+            _ANSWERING.pop(module, None)
+
+
+@contextmanager
+def _switched(config: Any) -> Iterator[None]:
+    """Send the backbone's attention here, and know what it was loaded with."""
     before = config._attn_implementation
+    if before == NAME:
+        yield
+        return
     config._attn_implementation = NAME
     behind = _BEHIND.set(before)
-    _LISTENING.update(points)
     try:
         yield
     finally:
         _BEHIND.reset(behind)
         config._attn_implementation = before
-        for module in points:
-            _LISTENING.pop(module, None)
 
 
 def _attention(
@@ -76,6 +132,7 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls in place of its own attention function."""
@@ -83,51 +140,58 @@ def _attention(
     if points is not None:
         query = points.rot_q(query.transpose(1, 2)).transpose(1, 2)
         key = points.rot_k(key.transpose(1, 2)).transpose(1, 2)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    asked = Asked(query, key, value, attention_mask, scale, softcap)
+    answer = _ANSWERING.get(module)
+    output = None if answer is None else answer(asked)
+    if output is not None:
+        return output, None
     if points is not None and points.explicit():
-        hooked = points.scores, points.pattern
-        return _explicit(*hooked, query, key, value, attention_mask, scaling)
-    if _BEHIND.get() == "eager":
-        alone = _unheard, _unheard
-        return _explicit(*alone, query, key, value, attention_mask, scaling)
-    output: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        return _explicit(points.scores, points.pattern, asked)
+    if _BEHIND.get() == "eager" or softcap is not None:
+        return _explicit(_unheard, _unheard, asked)
+    plain: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
         module,
         query.contiguous(),
         key.contiguous(),
         value,
         attention_mask,
-        scaling=scaling,
+        scaling=scale,
         dropout=dropout,
         **kwargs,
     )
-    return output
+    return plain
 
 
 def _unheard(value: Tensor) -> Tensor:
     return value
 
 
+def wide(values: Tensor) -> Tensor:
+    """16-bit values in fp32; others as they are."""
+    return values.float() if values.itemsize < 4 else values
+
+
 def _explicit(
     hear_scores: Callable[[Tensor], Tensor],
     hear_pattern: Callable[[Tensor], Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
+    asked: Asked,
 ) -> tuple[Tensor, Tensor]:
+    query, key, value = asked.query, asked.key, asked.value
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if _BEHIND.get() != "eager":
         # In fp32, as SDPA's kernels compute them: a cut run must not differ from an
         # uncut one by the rounding of 16-bit scores.
-        query, key = query.float(), key.float()
-    scores = query @ key.transpose(2, 3) * scale
-    allowed = _allowed(mask, query.shape[2], key.shape[2], query.device)
+        query, key = wide(query), wide(key)
+    scores = query @ key.transpose(2, 3) * asked.scale
+    if asked.softcap is not None:
+        scores = (scores / asked.softcap).tanh() * asked.softcap
+    allowed = _allowed(asked.mask, query.shape[2], key.shape[2], query.device)
     scores = hear_scores(scores.masked_fill(~allowed, -torch.inf))
     # A row that may read nothing is a row of padding; it reads nothing, not NaN.
     blind = scores.isneginf().all(dim=-1, keepdim=True)
-    pattern = scores.masked_fill(blind, 0).float().softmax(dim=-1)
+    pattern = wide(scores.masked_fill(blind, 0)).softmax(dim=-1)
     pattern = hear_pattern(pattern.masked_fill(blind, 0).to(value.dtype))
     return (pattern @ value).transpose(1, 2).contiguous(), pattern
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mechvlm.cone import Cells, Reads, cells_of
 from mechvlm.errors import (
     BlindRowError,
     InterventionError,
@@ -27,9 +30,21 @@ from mechvlm.interventions import (
 from mechvlm.layout import Positions
 from mechvlm.models.config import Config
 from mechvlm.models.lowering import Sources
+from mechvlm.prompts import Prompt
 from mechvlm.sites import PER_HEAD, Site
 
-__all__ = ["check", "check_site", "shape_at"]
+__all__ = ["Reading", "check", "check_all", "check_site", "shape_at"]
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A model that can tell who may read whom."""
+
+    cfg: Config
+
+    def reads(self, prompt: Prompt) -> Bool[Tensor, "layer position position"]:
+        """Whether a position (second axis) may attend to another (third), per layer."""
+        ...
 
 
 def check(
@@ -37,7 +52,7 @@ def check(
     intervention: Intervention,
     n: int,
     sources: Sources,
-    reads: Bool[Tensor, "layer position position"] | None,
+    reads: Reads | None,
 ) -> None:
     """Refuse an intervention that cannot mean anything on a sequence of `n` positions.
 
@@ -71,6 +86,32 @@ def check(
         _check_rows(cfg, cuts, reads)
 
 
+def check_all(
+    vlm: Reading,
+    prompt: Prompt,
+    todo: Sequence[Intervention],
+    sources: Sources,
+    reads: Reads | None = None,
+) -> None:
+    """Refuse a sweep of which an intervention cannot mean anything on this prompt.
+
+    Args:
+        vlm: The model.
+        prompt: The prompt.
+        todo: The interventions.
+        sources: The named runs and vectors.
+        reads: Who may read whom, where that is known already.
+
+    Raises:
+        InterventionError: And its kinds; see `check`.
+    """
+    cuts = any(isinstance(part, Knockout) for each in todo for part in parts(each))
+    if cuts and reads is None:
+        reads = Reads(list(vlm.reads(prompt)))
+    for each in todo:
+        check(vlm.cfg, each, prompt.layout.n, sources, reads)
+
+
 def check_site(cfg: Config, site: Site) -> None:
     """Refuse a site whose layer or head this model does not have."""
     if site.layer is not None and site.layer >= cfg.n_layers:
@@ -86,8 +127,8 @@ def check_site(cfg: Config, site: Site) -> None:
 
 
 def _check_inside(what: str, positions: Positions, n: int) -> None:
-    beyond = Positions.of(p for p in positions if p >= n)
-    if beyond:
+    if positions.indices[-1] >= n:
+        beyond = Positions.of(p for p in positions if p >= n)
         raise InterventionError(
             f"{what} names positions {beyond}, outside this sequence of {n} positions"
             f" (0..{n - 1}). Were the positions taken from another prompt's layout?"
@@ -178,48 +219,53 @@ def _check_cut(cfg: Config, part: Knockout, n: int) -> None:
     _check_inside("Knockout.source", part.source, n)
 
 
-def _check_rows(
-    cfg: Config, cuts: list[Knockout], reads: Bool[Tensor, "layer position position"]
-) -> None:
+def _check_rows(cfg: Config, cuts: list[Knockout], reads: Reads) -> None:
     """Refuse rows that all the cuts together leave nothing to read."""
     for part in cuts:
         _warn_if_idle(part, reads)
+    seen = set()
     for layer in sorted({layer for part in cuts for layer in part.layers}):
         here = [part for part in cuts if layer in part.layers]
+        # Layers of the same mask and the same cuts are alike.
+        kind = reads.kind(layer), tuple(map(id, here))
+        if kind in seen:
+            continue
+        seen.add(kind)
         named = {h for part in here for h in part.heads or ()}
         # Heads that no cut names are all cut alike: one of them stands for the others.
         others = next((h for h in range(cfg.n_heads) if h not in named), None)
         for head in sorted(named) + ([] if others is None else [others]):
-            left = reads[layer].clone()
-            for part in here:
-                if part.heads is None or head in part.heads:
-                    left[_block(part)] = False
-            _check_left(reads[layer], left, layer, head)
+            on_head = [p for p in here if p.heads is None or head in p.heads]
+            _check_left(reads, on_head, layer, head)
 
 
-def _check_left(reads: Tensor, left: Tensor, layer: int, head: int) -> None:
-    blind = reads.any(dim=1) & ~left.any(dim=1)
-    if blind.any():
-        rows = Positions.of(torch.nonzero(blind).flatten().tolist())
+def _check_left(reads: Reads, cuts: list[Knockout], layer: int, head: int) -> None:
+    gone: dict[int, Cells] = {}
+    for part in cuts:
+        source = cells_of(part.source)
+        for target in part.target:
+            gone[target] = gone.get(target, 0) | source
+    readable = ((at, reads.readable(layer, at), cut) for at, cut in gone.items())
+    blind = Positions.of(
+        at for at, cells, cut in readable if cells and not cells & ~cut
+    )
+    if blind:
         raise BlindRowError(
-            f"the knockout leaves positions {rows} nothing to read in layer {layer},"
+            f"the knockout leaves positions {blind} nothing to read in layer {layer},"
             f" head {head}: their attention is undefined. Keep at least one source,"
             " usually BOS or the position itself."
         )
 
 
-def _warn_if_idle(
-    part: Knockout, reads: Bool[Tensor, "layer position position"]
-) -> None:
-    if not reads[list(part.layers)][:, _block(part)[0], _block(part)[1]].any():
-        warnings.warn(
-            f"{part!r} cuts only pairs that the attention mask already forbids, so it"
-            " changes nothing. Are target (reads) and source (is read) swapped?",
-            MechVLMWarning,
-            stacklevel=2,
-        )
-
-
-def _block(part: Knockout) -> tuple[Tensor, Tensor]:
-    target, source = torch.tensor(list(part.target)), torch.tensor(list(part.source))
-    return target[:, None], source[None]
+def _warn_if_idle(part: Knockout, reads: Reads) -> None:
+    source = cells_of(part.source)
+    kinds = {reads.kind(layer): layer for layer in part.layers}
+    for layer in kinds.values():
+        if any(reads.readable(layer, target) & source for target in part.target):
+            return
+    warnings.warn(
+        f"{part!r} cuts only pairs that the attention mask already forbids, so it"
+        " changes nothing. Are target (reads) and source (is read) swapped?",
+        MechVLMWarning,
+        stacklevel=2,
+    )

@@ -45,7 +45,8 @@ class Config:
     def of(cls, model: Any, family: Family) -> Config:
         """Read off a Hugging Face model."""
         text = model.config.text_config
-        head_dim = text.to_dict().get("head_dim")
+        keys = text.to_dict()
+        head_dim = keys.get("head_dim")
         return cls(
             n_layers=text.num_hidden_layers,
             d_model=text.hidden_size,
@@ -56,7 +57,7 @@ class Config:
             d_vocab=text.vocab_size,
             n_ctx=text.max_position_embeddings,
             eps=text.rms_norm_eps,
-            act_fn=text.hidden_act,
+            act_fn=keys[family.backbone(model.config).act],
             dtype=model.dtype,
             device=model.device,
             model_name=_name(model.config.name_or_path) or family.architecture,

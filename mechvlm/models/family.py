@@ -7,7 +7,7 @@ new architecture is a new value, not a subclass and not an `if`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from mechvlm.errors import FamilyError
 from mechvlm.layout import Box
 
-__all__ = ["Decoder", "Family", "Layer", "Tower", "submodule"]
+__all__ = ["Decoder", "Family", "Frame", "Layer", "Tower", "submodule"]
 
 HFConfig = Any
 """A Hugging Face config: its keys differ by class, so it is read at this door only."""
@@ -30,8 +30,13 @@ class Decoder:
         mlp: Gated MLP; `gate`, `up` and `down` are its projections.
         ln1: Norm before the attention.
         ln2: Norm before the MLP.
+        attn_out: Module whose output the attention adds to the stream; where a norm
+            stands behind the attention, that norm.
+        mlp_out: The same of the MLP.
         norm_eps: Attribute of a norm that holds its epsilon.
         norm_offset: What is added to a norm's weight before it scales (Gemma: 1).
+        act: Config key that names the MLP's activation.
+        accepts: Config keys that are understood besides those of the config's class.
     """
 
     attn: str = "self_attn"
@@ -45,8 +50,12 @@ class Decoder:
     down: str = "mlp.down_proj"
     ln1: str = "input_layernorm"
     ln2: str = "post_attention_layernorm"
+    attn_out: str = "self_attn"
+    mlp_out: str = "mlp"
     norm_eps: str = "variance_epsilon"
     norm_offset: float = 0.0
+    act: str = "hidden_act"
+    accepts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,8 @@ class Layer:
     down: nn.Linear
     ln1: nn.Module
     ln2: nn.Module
+    attn_out: nn.Module
+    mlp_out: nn.Module
     whole: nn.Module
 
     @classmethod
@@ -81,9 +92,41 @@ def _read(value: object, attribute: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """Where a vision tower keeps its encoder layers, newest transformers first."""
+    """What must be known of a vision tower.
+
+    Attributes:
+        layers: Paths of its encoder layers, newest transformers first.
+        accepts: Config keys that are understood besides those of the config's class.
+    """
 
     layers: tuple[str, ...]
+    accepts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Characters that a processor puts into a text by itself.
+
+    Attributes:
+        image: Token of one image position; it stands once per position.
+        before: What goes before an image.
+        after: What goes after it.
+        end: What goes after the whole text.
+    """
+
+    image: str
+    before: str = ""
+    after: str = ""
+    end: str = ""
+
+
+def bare(processor: Any) -> Frame:
+    """A processor that repeats the image token and adds nothing."""
+    return Frame(str(processor.image_token))
+
+
+def uncapped(_: HFConfig) -> None:
+    """Logits that leave the model as the unembedding made them."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +149,13 @@ class Family:
         grid_shape: Rows and columns of one image's tokens, from the config.
         seen: The rectangle of an original image (width, height) that reaches the
             vision tower, from the image processor.
+        softcap: Bound c of `c * tanh(logits / c)`, which the whole model puts on the
+            unembedding's logits; None where it does not.
+        frame: What the processor adds to a text, from the processor.
+        fills: What a position of new text has in each processor output that is given
+            per position, besides ids, mask and position ids.
+        unused: Processor outputs that only training needs.
+        needs_image: Whether the processor refuses a text without an image.
     """
 
     name: str
@@ -121,6 +171,19 @@ class Family:
     image_token: Callable[[HFConfig], int]
     grid_shape: Callable[[HFConfig], tuple[int, int]]
     seen: Callable[[Any, tuple[int, int]], Box]
+    softcap: Callable[[HFConfig], float | None] = uncapped
+    frame: Callable[[Any], Frame] = bare
+    fills: Mapping[str, int] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
+    needs_image: bool = False
+
+    def backbone(self, config: HFConfig) -> Decoder:
+        """The language backbone's decoder layers."""
+        return self.backbones[config.text_config.model_type]
+
+    def tower(self, config: HFConfig) -> Tower:
+        """The vision tower."""
+        return self.towers[config.vision_config.model_type]
 
     def check_config(self, config: HFConfig) -> None:
         """Refuse a config with a part or a key that is not understood.
@@ -131,8 +194,9 @@ class Family:
         _known("language backbone", config.text_config.model_type, self.backbones)
         _known("vision tower", config.vision_config.model_type, self.towers)
         self._check_keys("config", config, self.accepts)
-        for part in (config.text_config, config.vision_config):
-            self._check_keys(part.model_type, part, LEGACY)
+        text, vision = config.text_config, config.vision_config
+        self._check_keys(text.model_type, text, self.backbone(config).accepts)
+        self._check_keys(vision.model_type, vision, self.tower(config).accepts)
 
     def _check_keys(self, what: str, config: HFConfig, more: frozenset[str]) -> None:
         known = set(type(config)().to_dict()) | more | LEGACY
@@ -150,6 +214,8 @@ LEGACY = frozenset(
     {
         "_attn_implementation_autoset",
         "_name_or_path",
+        "bos_token_id",
+        "eos_token_id",
         "ignore_index",
         "pad_token_id",
         "pretraining_tp",

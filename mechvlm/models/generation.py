@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from mechvlm.cone import Reads
 from mechvlm.errors import InterventionError, MechVLMWarning
 from mechvlm.interventions import Intervention, Knockout, PathPatch, parts
 from mechvlm.layout import Layout
@@ -125,7 +126,7 @@ def _check(
     if any(isinstance(part, Knockout) for part in found):
         new = torch.zeros(max_new_tokens - 1, dtype=torch.long)
         longer = prompt.extended(new, tuple("" for _ in new))
-        reads = vlm.reads(longer if len(new) else prompt)
+        reads = Reads(list(vlm.reads(longer if len(new) else prompt)))
     check(vlm.cfg, intervention, n, sources, reads)
 
 

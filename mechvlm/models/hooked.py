@@ -191,6 +191,11 @@ class HookedVLM(Doors, Hooks):
             run = lambda: self.hf_model(**inputs)  # noqa: E731
             return masks_of(self._language_model, run, prompt.layout.n)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a function waits on any hook point."""
+        return any(point.fwd_hooks or point.bwd_hooks for point in self.tapped.points)
+
     @torch.no_grad()
     def generate(
         self,

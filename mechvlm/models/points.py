@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from mechvlm.models.attention import AttentionPoints
+from mechvlm.models.attention import AttentionPoints, wide
 from mechvlm.models.family import Layer
 
 __all__ = [
@@ -70,15 +70,17 @@ class Norm(nn.Module):
 
     def tapped(self, residual: Tensor, output: Tensor) -> Tensor:
         """The norm's output after its hook points; untouched, the output itself."""
-        wide = residual.float()
-        scale = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
+        stream = residual.float()
+        scale = (stream.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
         new_scale, changed = heard(self.hook_scale, scale)
-        normalized = (wide / new_scale).to(residual.dtype)
+        normalized = (stream / new_scale).to(residual.dtype)
         new, changed_too = heard(self.hook_normalized, normalized)
         if not changed and not changed_too:
             return output
-        scaled: Tensor = new * self.w
-        return scaled
+        # In fp32, as Gemma scales: one more than a 16-bit weight is not 16-bit. For the
+        # others it is the same, since fp32 holds a product of two 16-bit numbers.
+        scaled = wide(new) * (wide(self.norm.get_parameter("weight")) + self.offset)
+        return scaled.to(residual.dtype)
 
 
 class Attention(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from mechvlm.errors import (
 )
 from mechvlm.layout import ImageGrid, Layout, Positions
 from mechvlm.models.family import Family
+from mechvlm.models.spelling import Span, spell
 from mechvlm.prompts import Prompt
 
 __all__ = ["ImageLike", "Prompter", "opened"]
@@ -29,8 +31,6 @@ ImageLike = Image.Image | str | Path
 
 _MARK = "\ue000"
 """A private-use character that no template holds: marks where a text will stand."""
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,13 @@ class Prompter:
             )
         if not text.strip():
             raise PromptError("the text is empty: there is nothing to ask.")
+        end = self.family.frame(self.processor).end
+        if prefix and end:
+            raise PromptError(
+                f"this processor puts {end!r} after the whole text, so a prefix would"
+                " not begin the answer but end the question. Leave it out and call"
+                " `prompt.extended(ids, tokens)` with the tokens of the prefix."
+            )
         picture = None if image is None else opened(image)
         rendered = self._rendered(text, picture, system)
         spans = {"query": self._span(rendered, text, picture, system, of="query")}
@@ -127,17 +134,26 @@ class Prompter:
         self._check_placeholders(text, image)
         bos = self.processor.tokenizer.bos_token
         special = not (bos and text.startswith(bos))
-        inputs = self.processor(
-            text=[text],
-            images=None if image is None else [image],
-            add_special_tokens=special,
-            return_tensors="pt",
-        )
-        tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
+        with warnings.catch_warnings():
+            # PaliGemma's processor copies a tensor in a way that numpy 2 warns of.
+            warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
+            inputs = self.processor(
+                text=[text],
+                images=None if image is None else [image],
+                add_special_tokens=special,
+                return_tensors="pt",
+            )
+        left_out = self.family.unused
+        tensors = {
+            name: x
+            for name, x in inputs.items()
+            if isinstance(x, Tensor) and name not in left_out
+        }
         layout = self._layout(tensors, text, image, spans, special=special)
         decode = self.processor.tokenizer.batch_decode
         tokens = decode([[i] for i in tensors["input_ids"][0].tolist()])
-        return Prompt(tensors, layout, text, tuple(tokens), image)
+        fills = self.family.fills
+        return Prompt(tensors, layout, text, tuple(tokens), image, fills)
 
     def _check_placeholders(self, text: str, image: Image.Image | None) -> None:
         n = text.count(self.placeholder)
@@ -145,6 +161,11 @@ class Prompter:
             raise MissingImageError(
                 f"the text holds {n} image placeholder(s) {self.placeholder!r} and no"
                 " image was given. Pass the image, or take the placeholder out."
+            )
+        if image is None and self.family.needs_image:
+            raise MissingImageError(
+                f"no image was given, and models of family {self.family.name!r} are"
+                " asked about an image always. Pass one."
             )
         if image is not None and n == 0:
             raise PlaceholderError(
@@ -170,18 +191,18 @@ class Prompter:
         token = self.family.image_token(self.config)
         at = [i for i, each in enumerate(ids) if each == token]
         grids = self._grids(at, image)
-        expanded = text.replace(self.placeholder, self.placeholder * len(at))
-        offsets = self._offsets(expanded, ids, special=special)
-        shift = len(expanded) - len(text)
-        start = text.find(self.placeholder)
-        moved = {
-            name: (a + shift * (a > start >= 0), b + shift * (b > start >= 0))
-            for name, (a, b) in spans.items()
-        }
+        frame = self.family.frame(self.processor)
+        spelling = spell(text, self.placeholder, frame, len(at))
+        offsets = self._offsets(spelling.text, ids, special=special)
+        bos = self.processor.tokenizer.bos_token_id
         groups: dict[str, list[int]] = {}
         for i, (each, span) in enumerate(zip(ids, offsets, strict=True)):
-            bos = i == 0 and each == self.processor.tokenizer.bos_token_id
-            name = "bos" if bos else "image" if each == token else _group(span, moved)
+            if each == token:
+                name = "image"
+            elif each == bos and (i == 0 or not spelling.is_own(span)):
+                name = "bos"
+            else:
+                name = spelling.group(span, spans)
             groups.setdefault(name, []).append(i)
         named = {name: Positions.of(found) for name, found in groups.items()}
         return Layout(len(ids), named, grids)
@@ -217,14 +238,6 @@ class Prompter:
                 " add tokens around the image?"
             )
         return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
-
-
-def _group(token: Span, spans: Mapping[str, Span]) -> str:
-    """The group whose characters a token shares; the template's where none does."""
-    for name, (start, stop) in spans.items():
-        if max(token[0], start) < min(token[1], stop):
-            return name
-    return "template"
 
 
 _UNREADABLE = (

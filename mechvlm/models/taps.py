@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from mechvlm.errors import HookError
 from mechvlm.models.attention import AttentionPoints, listening
+from mechvlm.models.family import Layer
 from mechvlm.models.points import Block, Norm, VisionEncoder, VisionProjector, heard
+from mechvlm.sites import Component
 
-__all__ = ["Tapped", "taps"]
+__all__ = ["Tapped", "tap_site", "taps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +72,72 @@ def _listens(points: AttentionPoints) -> bool:
 
 
 def _tap_block(stack: ExitStack, block: Block) -> None:
-    layer = block.layer
-    if _waits(block.hook_resid_pre):
-        _tap_input(stack, layer.whole, block.hook_resid_pre)
+    attn, mlp, layer = block.attn, block.mlp, block.layer
     _tap_norm(stack, block.ln1)
-    _tap_attention(stack, block)
-    if _waits(block.hook_attn_out):
-        _tap_output(stack, layer.attn, _first(block.hook_attn_out))
     _tap_norm(stack, block.ln2)
-    if _waits(block.mlp.hook_pre):
-        _tap_output(stack, layer.gate, block.mlp.hook_pre)
-    if _waits(block.mlp.hook_pre_linear):
-        _tap_output(stack, layer.up, block.mlp.hook_pre_linear)
-    if _waits(block.mlp.hook_post):
-        _tap_input(stack, layer.down, block.mlp.hook_post)
-    if _waits(block.hook_mlp_out):
-        _tap_output(stack, layer.mlp, block.hook_mlp_out)
-    if _waits(block.hook_resid_post):
-        _tap_output(stack, layer.whole, block.hook_resid_post)
-    if _waits(block.hook_resid_mid):  # after resid_post's, so that it fires before
-        _tap_middle(stack, block)
-
-
-def _tap_attention(stack: ExitStack, block: Block) -> None:
-    attn, layer = block.attn, block.layer
-    d_head = attn.W_Q.shape[-1]
-    into = ((attn.hook_q, layer.q), (attn.hook_k, layer.k), (attn.hook_v, layer.v))
-    for point, linear in into:
-        if _waits(point):
-            _tap_output(stack, linear, _by_head(point, d_head))
-    if _waits(attn.hook_z):
-        _tap_input(stack, layer.o, _by_head(attn.hook_z, d_head))
     if _waits(attn.hook_result):
         _tap_result(stack, block)
+    if _waits(mlp.hook_pre):
+        _tap_output(stack, layer.gate, mlp.hook_pre)
+    if _waits(mlp.hook_pre_linear):
+        _tap_output(stack, layer.up, mlp.hook_pre_linear)
+    points: dict[Component, HookPoint] = {
+        "resid_pre": block.hook_resid_pre,
+        "q": attn.hook_q,
+        "k": attn.hook_k,
+        "v": attn.hook_v,
+        "z": attn.hook_z,
+        "attn_out": block.hook_attn_out,
+        "mlp_post": mlp.hook_post,
+        "mlp_out": block.hook_mlp_out,
+        "resid_post": block.hook_resid_post,
+        "resid_mid": block.hook_resid_mid,  # after resid_post, so that it fires before
+    }
+    for component, point in points.items():
+        if _waits(point):
+            tap_site(stack, layer, component, point, attn.W_Q.shape[-1])
+
+
+def tap_site(
+    stack: ExitStack,
+    layer: Layer,
+    component: Component,
+    hear: Callable[[Tensor], Tensor],
+    d_head: int,
+) -> None:
+    """Pass the activation of a component of one layer through a function.
+
+    Args:
+        stack: Takes the tap away when it closes.
+        layer: The layer's modules.
+        component: Any component of a layer but "result".
+        hear: From the activation, in TransformerLens's shape, to the one to go on with.
+        d_head: Width of a head.
+    """
+    heads = partial(_by_head, hear, d_head)
+    match component:
+        case "q":
+            _tap_output(stack, layer.q, heads)
+        case "k":
+            _tap_output(stack, layer.k, heads)
+        case "v":
+            _tap_output(stack, layer.v, heads)
+        case "z":
+            _tap_input(stack, layer.o, heads)
+        case "attn_out":
+            _tap_output(stack, layer.attn_out, partial(_first, hear))
+        case "resid_mid":
+            _tap_middle(stack, layer, hear)
+        case "mlp_post":
+            _tap_input(stack, layer.down, hear)
+        case "mlp_out":
+            _tap_output(stack, layer.mlp_out, hear)
+        case "resid_pre":
+            _tap_input(stack, layer.whole, hear)
+        case "resid_post":
+            _tap_output(stack, layer.whole, hear)
+        case _:
+            raise HookError(f"{component!r} is no part of a layer that can be tapped.")
 
 
 def _tap_result(stack: ExitStack, block: Block) -> None:
@@ -117,7 +154,9 @@ def _tap_result(stack: ExitStack, block: Block) -> None:
     stack.callback(layer.o.register_forward_hook(hook).remove)
 
 
-def _tap_middle(stack: ExitStack, block: Block) -> None:
+def _tap_middle(
+    stack: ExitStack, layer: Layer, hear: Callable[[Tensor], Tensor]
+) -> None:
     """The stream between attention and MLP.
 
     Hugging Face keeps it in a local variable that the second norm and the layer's sum
@@ -128,7 +167,7 @@ def _tap_middle(stack: ExitStack, block: Block) -> None:
 
     def enter(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         old = args[0]
-        new = block.hook_resid_mid(old)
+        new = hear(old)
         if new is not old:
             changes.append(new - old)
         return (new, *args[1:])
@@ -136,8 +175,8 @@ def _tap_middle(stack: ExitStack, block: Block) -> None:
     def leave(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output + changes.pop() if changes else output
 
-    stack.callback(block.layer.ln2.register_forward_pre_hook(enter).remove)
-    handle = block.layer.whole.register_forward_hook(leave, prepend=True)
+    stack.callback(layer.ln2.register_forward_pre_hook(enter).remove)
+    handle = layer.whole.register_forward_hook(leave, prepend=True)
     stack.callback(handle.remove)
 
 
@@ -193,17 +232,15 @@ def _tap_output(
     stack.callback(module.register_forward_hook(hook, prepend=True).remove)
 
 
-def _by_head(point: HookPoint, d_head: int) -> Callable[[Tensor], Tensor]:
-    """A hook point that sees heads side by side: [batch position head d_head]."""
-
-    def call(flat: Tensor) -> Tensor:
-        split = flat.unflatten(-1, (-1, d_head))
-        new = point(split)
-        return flat if new is split else new.flatten(-2)
-
-    return call
+def _by_head(hear: Callable[[Tensor], Tensor], d_head: int, flat: Tensor) -> Tensor:
+    """A function that sees heads side by side: [batch position head d_head]."""
+    split = flat.unflatten(-1, (-1, d_head))
+    new = hear(split)
+    return flat if new is split else new.flatten(-2)
 
 
-def _first(point: HookPoint) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """A hook point that sees the first of several outputs."""
-    return lambda outputs: (point(outputs[0]), *outputs[1:])
+def _first(hear: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """A function that sees the first of several outputs, or the only one."""
+    if isinstance(outputs, tuple):
+        return (hear(outputs[0]), *outputs[1:])
+    return hear(outputs)

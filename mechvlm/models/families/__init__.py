@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mechvlm.errors import FamilyError
+from mechvlm.models.families.gemma3 import GEMMA_3
 from mechvlm.models.families.llava import LLAVA
+from mechvlm.models.families.paligemma import PALIGEMMA
 from mechvlm.models.family import Family
 
 __all__ = ["FAMILIES", "find"]
 
-FAMILIES = (LLAVA,)
+FAMILIES = (LLAVA, GEMMA_3, PALIGEMMA)
 
 
 def find(config: Any) -> Family:

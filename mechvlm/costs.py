@@ -1,0 +1,117 @@
+"""What passes cost: multiplications and memory, from a model's numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from mechvlm.cone import Reads, Step
+from mechvlm.models.config import Config
+
+__all__ = ["Costs", "free_bytes"]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of computing rows of one model on one prompt.
+
+    A work of 1 is one multiplication with its addition.
+
+    Attributes:
+        cfg: The model's numbers.
+        reads: Who may read whom.
+        two_calls: Share of rows with needed output below which keys and values get a
+            call of their own.
+    """
+
+    cfg: Config
+    reads: Reads
+    two_calls: float
+
+    @property
+    def into_heads(self) -> int:
+        """Work of queries, keys and values of one row."""
+        n_heads = self.cfg.n_heads + 2 * self.cfg.n_key_value_heads
+        return self.cfg.d_model * n_heads * self.cfg.d_head
+
+    @property
+    def behind_heads(self) -> int:
+        """Work of the output projection and the MLP of one row."""
+        d_model, cfg = self.cfg.d_model, self.cfg
+        return d_model * cfg.n_heads * cfg.d_head + self.mlp
+
+    @property
+    def mlp(self) -> int:
+        """Work of the MLP of one row."""
+        return 3 * self.cfg.d_model * self.cfg.d_mlp
+
+    def attention(self, layer: int, rows: range) -> int:
+        """Work of scores and their sums, for rows that read all that they may."""
+        readable = sum(self.reads.readable(layer, row).bit_count() for row in rows)
+        return 2 * self.cfg.n_heads * self.cfg.d_head * readable
+
+    @property
+    def unembedding(self) -> int:
+        """Work of the logits of one row."""
+        return self.cfg.d_model * self.cfg.d_vocab
+
+    def whole(self) -> int:
+        """Work of one whole pass that reads the last position out."""
+        n, layers = self.reads.n, range(self.reads.n_layers)
+        linear = n * (self.into_heads + self.behind_heads)
+        attention = sum(self.attention(layer, range(n)) for layer in layers)
+        return len(layers) * linear + attention + self.unembedding
+
+    def done(self, steps: Iterable[Step]) -> int:
+        """Work that the steps of one intervention are."""
+        return sum(map(self._done, steps))
+
+    def _done(self, step: Step) -> int:
+        rows, out = len(step.rows), len(step.out)
+        if step.layer == self.reads.n_layers:
+            return self.unembedding
+        if not step.attends:
+            return rows * self.behind_heads
+        if out > self.two_calls * rows:
+            linear = rows * (self.into_heads + self.behind_heads)
+            return linear + self.attention(step.layer, step.rows)
+        linear = rows * self.into_heads + out * (self.into_heads + self.behind_heads)
+        return linear + self.attention(step.layer, step.out)
+
+    def least(self, steps: Iterable[Step]) -> int:
+        """Work of just those cells that can change and matter."""
+        return sum(map(self._least, steps))
+
+    def _least(self, step: Step) -> int:
+        if step.layer == self.reads.n_layers:
+            return self.unembedding
+        if not step.attends:
+            return step.n_out * self.mlp
+        of_keys = 2 * self.cfg.d_model * self.cfg.n_key_value_heads * self.cfg.d_head
+        linear = step.n_out * (self.into_heads + self.behind_heads)
+        share = step.n_out / len(step.out)
+        attention = round(share * self.attention(step.layer, step.out))
+        return linear + step.n_keys * of_keys + attention
+
+    def row_bytes(self, *, cuts: bool, cuts_by_head: bool) -> int:
+        """Memory of one row on its way through a layer."""
+        cfg, size = self.cfg, self.cfg.dtype.itemsize
+        wide = size * (3 * cfg.d_mlp + 10 * cfg.d_model) + 16 * cfg.d_model
+        masks = (cfg.n_heads if cuts_by_head else 1) * (size + 2) * self.reads.n
+        return wide + masks * cuts
+
+    def base_bytes(self) -> int:
+        """Memory of a base run: the stream, heads, keys and values of every layer."""
+        cfg, size = self.cfg, self.cfg.dtype.itemsize
+        heads = (cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
+        return cfg.n_layers * self.reads.n * size * (cfg.d_model + heads)

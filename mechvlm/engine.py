@@ -1,0 +1,153 @@
+"""The same answers as the reference, with only the work that they need."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from mechvlm.errors import MechVLMWarning
+from mechvlm.interventions import Intervention, listed
+from mechvlm.metrics import Metric
+from mechvlm.models.base import Base, base_pass, read_out
+from mechvlm.models.checking import check_all
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.lowering import RunLike, Sources
+from mechvlm.models.rows import RowPass
+from mechvlm.plan import Plan, planned
+from mechvlm.prompts import Prompt
+from mechvlm.record import Run
+from mechvlm.reference import intervene as by_whole_passes
+from mechvlm.sites import Site
+
+__all__ = ["intervene"]
+
+
+@torch.no_grad()
+def intervene(
+    vlm: HookedVLM,
+    prompt: Prompt | Run,
+    interventions: Sequence[Intervention] | Intervention,
+    *,
+    runs: Mapping[str, RunLike] | None = None,
+    vectors: Mapping[str, Tensor] | None = None,
+    metric: Metric | None = None,
+    batch_tokens: int | None = None,
+    progress: str | bool | None = None,
+) -> Float[Tensor, "run vocab"] | Float[Tensor, " run"]:
+    """Run a prompt once per intervention and read the last position.
+
+    Only the cells that an intervention can change are computed again, many
+    interventions at a time; `plan` tells the cost beforehand. Everything is checked
+    before anything runs. `reference.intervene` gives the same answers by whole passes.
+
+    Args:
+        vlm: The model.
+        prompt: The prompt that is run, or its `base_run`, which is then not run again.
+        interventions: A list with one run each. A tuple is one of them: several
+            things done at once, in order.
+        runs: Recorded runs by the names that patches use.
+        vectors: Vectors by the names that ablations and additions use.
+        metric: What to read of each run; None gives the logits.
+        batch_tokens: Most rows to compute at once; None takes what fits well into free
+            memory.
+        progress: None shows a progress bar in a terminal for work of over a second;
+            words stand in front of it; False shows none.
+
+    Returns:
+        Last-position logits, or the metric's number, one row per intervention.
+
+    Raises:
+        InterventionError: An intervention means nothing on this prompt.
+        LayerError: A layer or head does not exist.
+        RunError: A run is not given, or lacks what is asked of it.
+        EngineError: The base run is another model's, or an older one's.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm = mv.load("demo")
+        >>> image = mv.scenes.sample(seed=0).image
+        >>> prompt = vlm.prompt("how many objects are there ?", image)
+        >>> at = prompt.layout
+        >>> blind = mv.Knockout(range(8), at["query"] | at["last"], at["image"])
+        >>> logits = mv.intervene(vlm, prompt, [mv.NOTHING, blind])
+        >>> bool((logits[0] != logits[1]).any())
+        True
+    """
+    todo = listed(interventions)
+    sources = Sources(runs or {}, vectors or {})
+    given = prompt.base if isinstance(prompt, Run) else None
+    asked = prompt.prompt if isinstance(prompt, Run) else prompt
+    if given is not None:
+        given.check(vlm)
+    reads = None if given is None else given.reads
+    check_all(vlm, asked, todo, sources, reads)
+    if vlm.has_hooks:
+        _warn_of_hooks()
+        return by_whole_passes(
+            vlm, asked, todo, runs=runs, vectors=vectors, metric=metric
+        )
+    base = base_pass(vlm, asked) if given is None else given
+    ready = planned(vlm, base.reads, todo, batch_tokens)
+    with tqdm(
+        total=len(todo),
+        desc=progress if isinstance(progress, str) else None,
+        unit="run",
+        delay=1,
+        disable=True if progress is False else None,
+    ) as bar:
+        return _run(vlm, base, ready, sources, metric, bar)
+
+
+def _run(
+    vlm: HookedVLM,
+    base: Base,
+    ready: Plan,
+    sources: Sources,
+    metric: Metric | None,
+    bar: tqdm[None],
+) -> Tensor:
+    sources = _staged(vlm, base, ready, sources)
+    tokens = None if metric is None else metric.tokens
+    clean = read_out(vlm, base.stream[-1][-1:], tokens)
+    answers = (clean if metric is None else metric.of_columns(clean)).repeat(
+        len(ready.items), *[1] * (clean.ndim - 1 if metric is None else 0)
+    )
+    bar.update(sum(not item.steps for item in ready.items))
+    for each in ready.passes:
+        items = [ready.items[i] for i in each.members]
+        last = RowPass(vlm, base, items, sources).run()
+        logits = read_out(vlm, last, tokens)
+        found = logits if metric is None else metric.of_columns(logits)
+        answers[list(each.members)] = found
+        bar.update(len(items))
+    return answers
+
+
+def _staged(vlm: HookedVLM, base: Base, ready: Plan, sources: Sources) -> Sources:
+    """The sources, with what path patches need: what receivers got from senders."""
+    runs = dict(sources.runs)
+    for each in ready.stage_passes:
+        stages = [ready.stages[i] for i in each.members]
+        made = RowPass(vlm, base, [stage.item for stage in stages], sources)
+        made.run_frozen()
+        for i, stage in enumerate(stages):
+            heard: dict[Site, Tensor] = {
+                site: made.heard[i, site][list(stage.to)] for site in stage.item.hears
+            }
+            runs[stage.name] = heard
+    return Sources(runs, sources.vectors)
+
+
+def _warn_of_hooks() -> None:
+    warnings.warn(
+        "the model has hooks of its own, which a sweep's rows would not pass as they"
+        " expect, so every intervention runs a whole pass: right, but slow. Take them"
+        " away with vlm.reset_hooks().",
+        MechVLMWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,242 @@
+"""The base run: one forward pass of a prompt, kept for sweeps to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mechvlm.cone import Reads
+from mechvlm.errors import EngineError
+from mechvlm.models.attention import Answer, Asked, answering
+from mechvlm.models.config import Config
+from mechvlm.models.family import Family
+from mechvlm.models.taps import Tapped
+from mechvlm.prompts import Prompt
+
+__all__ = ["Backbone", "Base", "base_pass", "read_out"]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What row-wise passes need of a hooked model."""
+
+    hf_model: Any
+    cfg: Config
+    family: Family
+    tapped: Tapped
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """What every layer computed of one prompt, on the layer's own device.
+
+    Attributes:
+        prompt: The prompt.
+        stream: What enters each layer `[position d_model]`, and what leaves the last.
+        z: Each layer's heads side by side, before the output projection.
+        key: Each layer's keys after rotation, `[kv_head position d_head]`.
+        value: Each layer's values, likewise.
+        scale: Each layer's factor of its scores.
+        softcap: Each layer's bound of its scores, where it has one.
+        calls: What else each layer was called with, such as rotations.
+        reads: Who may read whom.
+        logits: Last-position logits.
+        weights: The model's weights, to notice when they are changed.
+    """
+
+    prompt: Prompt
+    stream: tuple[Float[Tensor, "position d_model"], ...]
+    z: tuple[Float[Tensor, "position heads"], ...]
+    key: tuple[Float[Tensor, "kv_head position d_head"], ...]
+    value: tuple[Float[Tensor, "kv_head position d_head"], ...]
+    scale: tuple[float, ...]
+    softcap: tuple[float | None, ...]
+    calls: tuple[Mapping[str, Any], ...]
+    reads: Reads
+    logits: Float[Tensor, " vocab"]
+    weights: tuple[tuple[int, int], ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that its activations take."""
+        kept = (*self.stream, *self.z, *self.key, *self.value)
+        return sum(each.nbytes for each in kept)
+
+    def check(self, vlm: Backbone) -> None:
+        """Refuse to serve a model that is another, or not the same any more.
+
+        Raises:
+            EngineError: The weights are other ones, or were written since.
+        """
+        if self.weights != _weights(vlm.hf_model):
+            raise EngineError(
+                "this base run was made by another model, or the model's weights were"
+                " changed since: its activations are not the model's any more. Make it"
+                " again with base_run(vlm, prompt)."
+            )
+
+    def called(self, layer: int, rows: Int[Tensor, " row"]) -> dict[str, Any]:
+        """What a layer is called with for some positions of the prompt."""
+        return {
+            name: _sliced(name, given, rows)
+            for name, given in self.calls[layer].items()
+        }
+
+
+@dataclass(eq=False)
+class _Heard:
+    """What hooks and attention leave behind, layer by layer."""
+
+    stream: list[Tensor]
+    z: list[Tensor]
+    asked: list[Asked]
+    calls: list[Mapping[str, Any]]
+
+    def enter(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.stream.append((args[0] if args else kwargs["hidden_states"])[0])
+        kept = {k: v for k, v in kwargs.items() if k not in _NOT_KEPT}
+        self.calls.append(kept)
+
+    def leave(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.stream.append(args[0][0])
+
+    def project(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.z.append(args[0][0])
+
+    def attend(self, asked: Asked) -> Tensor | None:
+        self.asked.append(replace(asked, query=asked.query[:0]))
+        return None
+
+
+_NOT_KEPT = frozenset(
+    {"hidden_states", "attention_mask", "past_key_values", "use_cache"}
+    | {"cache_position"}
+)
+
+
+@torch.no_grad()
+def base_pass(vlm: Backbone, prompt: Prompt) -> Base:
+    """Run a prompt once and keep what row-wise passes start from.
+
+    Raises:
+        EngineError: The model's logits are not those of its norm and unembedding.
+    """
+    heard = _Heard([], [], [], [])
+    layers = [block.layer for block in vlm.tapped.blocks]
+    with ExitStack() as stack:
+        for layer in layers:
+            enter = layer.whole.register_forward_pre_hook(heard.enter, with_kwargs=True)
+            stack.callback(enter.remove)
+            stack.callback(layer.o.register_forward_pre_hook(heard.project).remove)
+        norm = vlm.tapped.ln_final.norm
+        stack.callback(norm.register_forward_pre_hook(heard.leave).remove)
+        attend: dict[nn.Module, Answer] = {layer.attn: heard.attend for layer in layers}
+        stack.enter_context(answering(vlm.tapped.text_config, attend))
+        given = {**prompt.inputs, "use_cache": False, "logits_to_keep": 1}
+        logits: Tensor = vlm.hf_model(**given).logits[0, -1]
+    _check_read_out(vlm, heard.stream[-1][-1:], logits)
+    return Base(
+        prompt,
+        tuple(heard.stream),
+        tuple(heard.z),
+        tuple(asked.key[0].contiguous() for asked in heard.asked),
+        tuple(asked.value[0].contiguous() for asked in heard.asked),
+        tuple(asked.scale for asked in heard.asked),
+        tuple(asked.softcap for asked in heard.asked),
+        tuple(heard.calls),
+        Reads(_masks(heard.asked, prompt.layout.n)),
+        logits,
+        _weights(vlm.hf_model),
+    )
+
+
+def read_out(
+    vlm: Backbone,
+    stream: Float[Tensor, "row d_model"],
+    tokens: tuple[int, ...] | None = None,
+) -> Float[Tensor, "row token"]:
+    """Logits of rows of the stream that leaves the last layer.
+
+    Args:
+        vlm: The model.
+        stream: Rows that leave the last layer.
+        tokens: Vocabulary columns; None gives them all.
+    """
+    normed = vlm.tapped.ln_final.norm(stream)
+    head: nn.Linear = vlm.hf_model.get_submodule(vlm.family.head)
+    if tokens is None or head.weight.is_meta:  # offloaded weights come only when called
+        logits: Tensor = head(normed)
+        logits = logits if tokens is None else logits[:, list(tokens)]
+    else:
+        has = cast("Tensor | None", head.bias)
+        bias = None if has is None else has[list(tokens)]
+        weight = head.weight[list(tokens)]
+        logits = linear(normed.to(weight.device), weight, bias)
+    cap = vlm.family.softcap(vlm.hf_model.config)
+    return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def _check_read_out(vlm: Backbone, last: Tensor, logits: Tensor) -> None:
+    ours = read_out(vlm, last)[0].to(logits.device)
+    bound = 1e-4 if logits.itemsize >= 4 else 5e-2
+    if not torch.allclose(ours, logits, rtol=bound, atol=bound):
+        raise EngineError(
+            "the model's logits are not what its final norm and unembedding"
+            f" {vlm.family.head!r} give (largest difference"
+            f" {float((ours - logits).abs().max()):.3g}): its forward does more with"
+            f" them than family {vlm.family.name!r} knows."
+        )
+
+
+def _masks(asked: list[Asked], n: int) -> list[Tensor]:
+    """One mask per layer; layers that were given the same one share it."""
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    shared = {id(each.mask): each.mask for each in asked if each.mask is not None}
+    on_cpu = {name: mask[0, 0].cpu() for name, mask in shared.items()}
+    return [on_cpu.get(id(each.mask), causal) for each in asked]
+
+
+def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Each weight's identity and how often it was written in place."""
+    return tuple(
+        (id(each), 0 if each.is_inference() else each._version)
+        for each in model.parameters()
+    )
+
+
+def _sliced(name: str, given: Any, rows: Tensor) -> Any:
+    """What a layer was given, for some positions only."""
+    if not _holds_tensors(given):
+        return given
+    if name not in _POSITION_AXIS:
+        raise EngineError(
+            f"the model's layers are called with {name!r}, and it is not known here"
+            " which of its axes counts positions, so single rows cannot be computed."
+        )
+    take = partial(_rows_of, axis=_POSITION_AXIS[name], rows=rows)
+    return tuple(map(take, given)) if isinstance(given, tuple | list) else take(given)
+
+
+_POSITION_AXIS = {"position_embeddings": -2, "position_ids": -1}
+
+
+def _rows_of(given: Tensor, *, axis: int, rows: Tensor) -> Tensor:
+    return given.index_select(axis, rows.to(given.device))
+
+
+def _holds_tensors(given: Any) -> bool:
+    if isinstance(given, dict):
+        return any(map(_holds_tensors, given.values()))
+    if isinstance(given, tuple | list):
+        return any(map(_holds_tensors, given))
+    return isinstance(given, Tensor)

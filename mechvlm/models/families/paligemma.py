@@ -1,0 +1,54 @@
+"""PaliGemma: the image, then the text, all of which read each other both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mechvlm.models.families.geometry import patches, seen
+from mechvlm.models.families.parts import GEMMA, GEMMA2, SIGLIP
+from mechvlm.models.family import Family, Frame
+
+__all__ = ["PALIGEMMA"]
+
+
+def _softcap(config: Any) -> float | None:
+    bound = config.text_config.to_dict().get("final_logit_softcapping")
+    return None if bound is None else float(bound)
+
+
+def _frame(processor: Any) -> Frame:
+    bos = str(processor.tokenizer.bos_token)
+    return Frame(image=str(processor.image_token), after=bos, end="\n")
+
+
+PALIGEMMA = Family(
+    name="paligemma",
+    architecture="PaliGemmaForConditionalGeneration",
+    backbones={"gemma": GEMMA, "gemma2": GEMMA2},
+    towers={"siglip_vision_model": SIGLIP},
+    language_model="model.language_model",
+    head="lm_head",
+    vision_tower="model.vision_tower",
+    projector="model.multi_modal_projector",
+    pixels=frozenset({"pixel_values"}),
+    accepts=frozenset(
+        {
+            "_vocab_size",
+            "hidden_size",
+            "image_token_index",
+            "projection_dim",
+            "text_config",
+            "tie_word_embeddings",
+            "vision_config",
+        }
+    ),
+    image_token=lambda config: int(config.image_token_id),
+    grid_shape=patches,
+    seen=seen,
+    softcap=_softcap,
+    frame=_frame,
+    # 0 marks the prompt, which is read both ways; what comes after reads back only.
+    fills={"token_type_ids": 1},
+    unused=frozenset({"labels"}),
+    needs_image=True,
+)
