@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import accumulate
 from operator import or_
 from typing import NamedTuple
 
@@ -110,14 +111,19 @@ class Reads:
         """The mask itself: whether a target (row) may read a source (column)."""
         return self._layers[layer].mask
 
+    def pairs(self, layer: int, rows: range) -> int:
+        """How many pairs of a target among some rows and a source are allowed."""
+        ahead = self._layers[layer].ahead
+        return ahead[rows.stop] - ahead[rows.start]
+
     def needed(self, last: int) -> list[Cells]:
-        """What the last position's answer can depend on.
+        """What the answers from the position `last` on can depend on.
 
         Returns:
             For each boundary 0..n_layers (before each layer, and behind the last one)
             the positions of the stream that matter there.
         """
-        matters = [1 << last]
+        matters = [self.everything & -(1 << last)]
         for layer in reversed(range(self.n_layers)):
             matters.append(matters[-1] | self.sources(layer, matters[-1]))
         return matters[::-1]
@@ -131,6 +137,7 @@ class _Mask:
         self.rows = [int.from_bytes(row.tobytes(), "little") for row in packed]
         columns = _packed(mask.T)
         self.cols = [int.from_bytes(row.tobytes(), "little") for row in columns]
+        self.ahead = [0, *accumulate(row.bit_count() for row in self.rows)]
         self._known: dict[tuple[str, Cells], Cells] = {}
 
     def union(self, of: str, cells: Cells) -> Cells:
@@ -203,9 +210,14 @@ class Cones:
     """The cones of many interventions on one prompt; equal ones are found once."""
 
     def __init__(self, reads: Reads, last: int) -> None:
-        """Take the masks that the layers used, and the position that is read out."""
+        """Take the masks that the layers used, and the last position of the prompt.
+
+        Positions behind it, if the masks have any, are still to be generated. They are
+        computed later, from keys and values that the cones then include.
+        """
         self.reads = reads
         self._needed = reads.needed(last)
+        self._prompt = (1 << (last + 1)) - 1
         self._known: dict[_Touches, tuple[Step, ...]] = {}
 
     def of(self, intervention: Intervention) -> tuple[Step, ...]:
@@ -225,11 +237,17 @@ class Cones:
         return self._known[touched]
 
     def _steps(self, touched: _Touches) -> Iterator[Step]:
-        stream, *_ = (dict(each) for each in touched)
+        stream, keys, queries, late = (
+            {layer: cells & self._prompt for layer, cells in each} for each in touched
+        )
         changed = 0  # at the boundary before the layer
         for layer in range(self.reads.n_layers):
             changed |= stream.get(layer, 0)
-            step, changed = self._step(layer, changed, touched)
+            own_keys = changed | keys.get(layer, 0)
+            attended = changed | queries.get(layer, 0)
+            attended |= self.reads.readers(layer, own_keys) & self._prompt
+            changed = attended | late.get(layer, 0)
+            step = self._step(layer, own_keys, attended, changed)
             if step is not None:
                 yield step
         changed |= stream.get(self.reads.n_layers, 0)
@@ -239,24 +257,17 @@ class Cones:
             yield Step(self.reads.n_layers, rows, rows, False, last.bit_count())
 
     def _step(
-        self, layer: int, changed: Cells, touched: _Touches
-    ) -> tuple[Step | None, Cells]:
-        """What a layer computes again, and what is changed behind it."""
-        _, keys_at, queries_at, late_at = (dict(each) for each in touched)
+        self, layer: int, keys: Cells, attended: Cells, changed: Cells
+    ) -> Step | None:
+        """What a layer computes again of what is changed in and behind it."""
         needed = self._needed[layer + 1]
-        keys = changed | keys_at.get(layer, 0)
-        attended = changed | queries_at.get(layer, 0) | self.reads.readers(layer, keys)
-        after = attended | late_at.get(layer, 0)
-        out = after & needed
-        if not out:
-            return None, after
-        if not attended & needed:
-            rows = span(out)
-            return Step(layer, rows, rows, False, out.bit_count()), after
-        keys &= self.reads.sources(layer, out)
-        n_keys = (keys & ~out).bit_count()
-        rows = span(out | keys)
-        return Step(layer, rows, span(out), True, out.bit_count(), n_keys), after
+        out = changed & needed
+        keys &= self.reads.sources(layer, out | (needed & ~self._prompt))
+        if not out | keys:
+            return None
+        rows, n_keys = span(out | keys), (keys & ~out).bit_count()
+        attends = bool(keys or attended & needed)
+        return Step(layer, rows, span(out), attends, out.bit_count(), n_keys)
 
 
 class _Touches(NamedTuple):

@@ -57,8 +57,7 @@ class Costs:
 
     def attention(self, layer: int, rows: range) -> int:
         """Work of scores and their sums, for rows that read all that they may."""
-        readable = sum(self.reads.readable(layer, row).bit_count() for row in rows)
-        return 2 * self.cfg.n_heads * self.cfg.d_head * readable
+        return 2 * self.cfg.n_heads * self.cfg.d_head * self.reads.pairs(layer, rows)
 
     @property
     def unembedding(self) -> int:
@@ -99,7 +98,7 @@ class Costs:
             return step.n_out * self.mlp
         of_keys = 2 * self.cfg.d_model * self.cfg.n_key_value_heads * self.cfg.d_head
         linear = step.n_out * (self.into_heads + self.behind_heads)
-        share = step.n_out / len(step.out)
+        share = step.n_out / max(1, len(step.out))
         attention = round(share * self.attention(step.layer, step.out))
         return linear + step.n_keys * of_keys + attention
 

@@ -22,7 +22,6 @@ from mechvlm.plan import Plan, planned
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.reference import intervene as by_whole_passes
-from mechvlm.sites import Site
 
 __all__ = ["intervene"]
 
@@ -120,10 +119,10 @@ def _run(
     bar.update(sum(not item.steps for item in ready.items))
     for each in ready.passes:
         items = [ready.items[i] for i in each.members]
-        last = RowPass(vlm, base, items, sources).run()
+        reached, last = RowPass(vlm, base, items, sources).run()
         logits = read_out(vlm, last, tokens)
         found = logits if metric is None else metric.of_columns(logits)
-        answers[list(each.members)] = found
+        answers[[each.members[i] for i in reached]] = found
         bar.update(len(items))
     return answers
 
@@ -134,10 +133,11 @@ def _staged(vlm: HookedVLM, base: Base, ready: Plan, sources: Sources) -> Source
     for each in ready.stage_passes:
         stages = [ready.stages[i] for i in each.members]
         made = RowPass(vlm, base, [stage.item for stage in stages], sources)
-        made.run_frozen()
+        made.run()
         for i, stage in enumerate(stages):
             heard: dict[Site, Tensor] = {
-                site: made.heard[i, site][list(stage.to)] for site in stage.item.hears
+                site: made.script.heard[i, site][list(stage.to)]
+                for site in stage.item.hears
             }
             runs[stage.name] = heard
     return Sources(runs, sources.vectors)

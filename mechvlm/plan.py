@@ -17,15 +17,16 @@ from mechvlm.interventions import (
     parts,
 )
 from mechvlm.layout import Positions
+from mechvlm.models.batches import Item
 from mechvlm.models.edits import place_of
 from mechvlm.models.hooked import HookedVLM
-from mechvlm.models.rows import WORTH_TWO_CALLS, Item
+from mechvlm.models.rows import WORTH_TWO_CALLS
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 
 __all__ = ["Pass", "Plan", "Stage", "plan"]
 
-MOST_ROWS = {"cpu": 4096}
+MOST_ROWS = {"cpu": 2048}
 """Most rows at once on a device where more would not be faster, only larger."""
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 from mechvlm.errors import FamilyError, PromptError
 from mechvlm.models import families
+from mechvlm.models.families.gemma3 import GEMMA_3
+from mechvlm.models.families.paligemma import PALIGEMMA
 from mechvlm.models.hooked import HookedVLM
 
 
@@ -150,3 +152,101 @@ def test_the_keys_of_published_checkpoints_are_understood():
     assert family.image_token(config) == 32000
     with pytest.raises(FamilyError, match="use_tiles"):
         families.find(tf.LlavaConfig(**VICUNA, use_tiles=True))
+
+
+SIGLIP = {
+    "hidden_size": 1152,
+    "image_size": 896,
+    "intermediate_size": 4304,
+    "model_type": "siglip_vision_model",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "num_image_tokens": 256,
+    "patch_size": 14,
+    "projection_dim": 2048,
+    "projector_hidden_act": "gelu_fast",
+    "torch_dtype": "float32",
+    "vision_use_head": False,
+}
+PUBLISHED_GEMMA3 = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "cache_implementation": "hybrid",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+        "sliding_window_pattern": 6,
+    },
+    "torch_dtype": "bfloat16",
+    "vision_config": SIGLIP,
+}
+PUBLISHED_PALIGEMMA = {
+    "_vocab_size": 257152,
+    "architectures": ["PaliGemmaForConditionalGeneration"],
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "hidden_size": 2048,
+    "ignore_index": -100,
+    "image_token_index": 257152,
+    "pad_token_id": 0,
+    "projection_dim": 2048,
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "model_type": "gemma",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 18,
+        "num_image_tokens": 256,
+        "num_key_value_heads": 1,
+        "torch_dtype": "float32",
+        "vocab_size": 257216,
+    },
+    "torch_dtype": "float32",
+    "transformers_version": "4.41.0.dev0",
+    "vision_config": SIGLIP | {"image_size": 224},
+}
+GEMMA2_TEXT = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "cache_implementation": "hybrid",
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2304,
+    "model_type": "gemma2",
+    "num_image_tokens": 256,
+    "vocab_size": 257216,
+}
+
+
+@pytest.mark.parametrize(
+    ("made", "keys", "family", "side"),
+    [
+        (tf.Gemma3Config, PUBLISHED_GEMMA3, GEMMA_3, 16),
+        (tf.PaliGemmaConfig, PUBLISHED_PALIGEMMA, PALIGEMMA, 16),
+        (
+            tf.PaliGemmaConfig,
+            PUBLISHED_PALIGEMMA | {"text_config": GEMMA2_TEXT},
+            PALIGEMMA,
+            16,
+        ),
+    ],
+)
+def test_published_configs_are_understood_and_others_are_not(made, keys, family, side):
+    config = made(**keys)
+    assert families.find(config) is family
+    assert family.grid_shape(config) == (side, side)
+    assert family.image_token(config) == keys["image_token_index"]
+    for part in ("text_config", "vision_config"):
+        odd = keys | {part: keys[part] | {"use_magic": True}}
+        with pytest.raises(FamilyError, match=r"has keys .*use_magic"):
+            families.find(made(**odd))
+    with pytest.raises(FamilyError, match=r"has keys .*use_magic"):
+        families.find(made(**keys, use_magic=True))

@@ -263,7 +263,7 @@ def ask(vlm, question: str, image: Image.Image | None = None):
     """A prompt with an image: in the chat template, or raw where there is none."""
     image = picture() if image is None else image
     if vlm.processor.chat_template is None:
-        return vlm.prompt_raw(f"{vlm.processor.image_token} {question}", image)
+        return vlm.prompt_raw(f"<image> {question}", image)
     return vlm.prompt(question, image)
 
 

@@ -31,7 +31,7 @@ def check_model(vlm: HookedVLM) -> None:
             plain one, the image makes no difference, or attention rows do not sum to 1.
     """
     image = Image.linear_gradient("L").convert("RGB")
-    text = f"{vlm.processor.image_token} ?"
+    text = f"{vlm.family.frame(vlm.processor).placeholder} ?"
     prompt = vlm.prompt_raw(text, image)
     plain = vlm.hf_model(**prompt.inputs, use_cache=False).logits
     if not torch.isfinite(plain).all():

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechvlm.interventions import Ablate, Add, Intervention, Patch, parts
+from mechvlm.models.batches import Placed
 from mechvlm.models.lowering import Sources
 from mechvlm.sites import Site
 
@@ -61,19 +62,6 @@ def writes_of(intervention: Intervention) -> dict[tuple[int, str], list[Write]]:
         if where == STREAM:
             writes.sort(key=lambda write: _IN_ORDER[write.site.component])
     return dict(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """Where the rows of one intervention stand among the flat rows of a pass.
-
-    Attributes:
-        rows: Its positions, in order.
-        start: Flat row of the first of them.
-    """
-
-    rows: range
-    start: int
 
 
 @dataclass(frozen=True, slots=True)

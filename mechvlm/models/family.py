@@ -108,12 +108,14 @@ class Frame:
     """Characters that a processor puts into a text by itself.
 
     Attributes:
+        placeholder: What stands for an image in the caller's text.
         image: Token of one image position; it stands once per position.
         before: What goes before an image.
         after: What goes after it.
         end: What goes after the whole text.
     """
 
+    placeholder: str
     image: str
     before: str = ""
     after: str = ""
@@ -122,7 +124,7 @@ class Frame:
 
 def bare(processor: Any) -> Frame:
     """A processor that repeats the image token and adds nothing."""
-    return Frame(str(processor.image_token))
+    return Frame(str(processor.image_token), str(processor.image_token))
 
 
 def uncapped(_: HFConfig) -> None:

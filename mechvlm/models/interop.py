@@ -209,9 +209,9 @@ def _beyond(vlm: Doors) -> list[str]:
     blocks: list[Any] = list(vlm.blocks)
     found = []
     if text.model_type not in _DESCRIBED:
-        found.append(f"backbone {text.model_type!r} (known: {sorted(_DESCRIBED)})")
-    if text.hidden_act not in _ACTIVATIONS:
-        found.append(f"activation {text.hidden_act!r} (known: {sorted(_ACTIVATIONS)})")
+        return [f"backbone {text.model_type!r} (known: {sorted(_DESCRIBED)})"]
+    if vlm.cfg.act_fn not in _ACTIVATIONS:
+        found.append(f"activation {vlm.cfg.act_fn!r} (known: {sorted(_ACTIVATIONS)})")
     rope = text.rope_parameters
     if rope["rope_type"] not in ("default", "linear", "llama3"):
         found.append(f"rotary embedding of type {rope['rope_type']!r}")

@@ -67,7 +67,9 @@ def skipped(language_model: nn.Module, start: int) -> Iterator[None]:
         yield
         return
     layers = list(language_model.get_submodule("layers").children())
-    with _exchanged(language_model, [_PassThrough()] * start + layers[start:]):
+    # One stand-in each: a module counts a child that comes twice only once.
+    stand_ins = [_PassThrough() for _ in range(start)]
+    with _exchanged(language_model, [*stand_ins, *layers[start:]]):
         yield
 
 

@@ -20,7 +20,7 @@ from mechvlm.errors import (
     UnreadableImageError,
 )
 from mechvlm.layout import ImageGrid, Layout, Positions
-from mechvlm.models.family import Family
+from mechvlm.models.family import Family, Frame
 from mechvlm.models.spelling import Span, spell
 from mechvlm.prompts import Prompt
 
@@ -64,7 +64,7 @@ class Prompter:
             )
         if not text.strip():
             raise PromptError("the text is empty: there is nothing to ask.")
-        end = self.family.frame(self.processor).end
+        end = self.frame.end
         if prefix and end:
             raise PromptError(
                 f"this processor puts {end!r} after the whole text, so a prefix would"
@@ -88,7 +88,12 @@ class Prompter:
     @property
     def placeholder(self) -> str:
         """The word that stands for an image in text."""
-        return str(self.processor.image_token)
+        return self.frame.placeholder
+
+    @property
+    def frame(self) -> Frame:
+        """What the processor adds to a text."""
+        return self.family.frame(self.processor)
 
     def _rendered(self, text: str, image: object, system: str | None) -> str:
         if self.processor.chat_template is None:
@@ -191,8 +196,7 @@ class Prompter:
         token = self.family.image_token(self.config)
         at = [i for i, each in enumerate(ids) if each == token]
         grids = self._grids(at, image)
-        frame = self.family.frame(self.processor)
-        spelling = spell(text, self.placeholder, frame, len(at))
+        spelling = spell(text, self.frame, len(at))
         offsets = self._offsets(spelling.text, ids, special=special)
         bos = self.processor.tokenizer.bos_token_id
         groups: dict[str, list[int]] = {}

@@ -51,16 +51,15 @@ class Spelling:
         return "template"
 
 
-def spell(text: str, placeholder: str, frame: Frame, n_positions: int) -> Spelling:
+def spell(text: str, frame: Frame, n_positions: int) -> Spelling:
     """Spell out the caller's text as its processor does.
 
     Args:
         text: The caller's text, with at most one placeholder.
-        placeholder: What stands for an image in it.
         frame: What the processor puts in.
         n_positions: Positions of the image.
     """
-    head, found, tail = text.partition(placeholder)
+    head, found, tail = text.partition(frame.placeholder)
     image = f"{frame.before}{frame.image * n_positions}{frame.after}" if found else ""
     start, before = len(head) + len(image), len(head) + len(found)
     own = (0, 0, len(head)), (start, before, len(tail))

@@ -29,6 +29,7 @@ def _grid_shape(config: Any) -> tuple[int, int]:
 def _frame(processor: Any) -> Frame:
     tokenizer = processor.tokenizer
     return Frame(
+        placeholder=str(tokenizer.boi_token),
         image=str(tokenizer.image_token),
         before=f"\n\n{tokenizer.boi_token}",
         after=f"{tokenizer.eoi_token}\n\n",

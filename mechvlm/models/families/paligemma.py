@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from mechvlm.models.families.geometry import patches, seen
@@ -11,14 +12,21 @@ from mechvlm.models.family import Family, Frame
 __all__ = ["PALIGEMMA"]
 
 
+_CAPPED_SINCE = (5, 23)
+"""First transformers whose PaliGemma bounds its logits as a Gemma-2 backbone says."""
+
+
 def _softcap(config: Any) -> float | None:
     bound = config.text_config.to_dict().get("final_logit_softcapping")
-    return None if bound is None else float(bound)
+    major, minor, *_ = version("transformers").split(".")
+    if bound is None or (int(major), int(minor)) < _CAPPED_SINCE:
+        return None
+    return float(bound)
 
 
 def _frame(processor: Any) -> Frame:
-    bos = str(processor.tokenizer.bos_token)
-    return Frame(image=str(processor.image_token), after=bos, end="\n")
+    image, bos = str(processor.image_token), str(processor.tokenizer.bos_token)
+    return Frame(placeholder=image, image=image, after=bos, end="\n")
 
 
 PALIGEMMA = Family(
