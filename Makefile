@@ -4,6 +4,7 @@
 #   make test       the tests, the doctests and the notebooks
 #   make check      format, lint, types, floors (no model is loaded)
 #   make test-tl3   what must also hold under TransformerLens 3.9
+#   make bench      every sweep beside other libraries, on one thread; minutes
 #   make clean      take away what was set up here
 #
 # Which Python runs them:
@@ -17,6 +18,7 @@
 SHELL := /bin/sh
 TORCH ?= torch
 TL3 := 3.9.0
+RIVALS := nnsight==0.8.1 pyvene==0.1.8
 
 ifneq ($(strip $(PYTHON)),)
   MODE := given
@@ -36,6 +38,7 @@ ifneq ($(MODE),given)
   TL3_PY := $(TL3_HOME)/bin/python
   READY := $(HOME_OF)/.mechvlm-ready
   TL3_READY := $(TL3_HOME)/.mechvlm-ready
+  RIVALS_READY := .venv-bench/.mechvlm-ready
 endif
 
 # Prints constraints.txt without the packages that keep the version they have: torch,
@@ -104,7 +107,7 @@ define install
 	@touch $@
 endef
 
-.PHONY: demo test test-tl3 check clean setup need-core need-dev
+.PHONY: demo test test-tl3 check bench clean setup need-core need-dev
 
 demo: need-core
 	$(PY) -m mechvlm demo $(ARGS)
@@ -120,6 +123,11 @@ check: need-dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_floors.py
+
+# Libraries that are not there are left out, and the result says so.
+bench: need-core $(TL3_READY) $(RIVALS_READY)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/everything.py $(ARGS)
+	$(PY) benchmarks/table.py
 
 setup: need-dev
 
@@ -159,6 +167,9 @@ BOOT = $(firstword $(foreach one,python3 python3.14 python3.13 python3.12 python
 .venv-tl3/.mechvlm-ready: pyproject.toml constraints.txt | .venv-tl3/bin/python
 	$(call install,$(TL3_PY),own,transformer-lens==$(TL3))
 
+.venv-bench/.mechvlm-ready: pyproject.toml constraints.txt | .venv-bench/bin/python
+	$(call install,.venv-bench/bin/python,own,$(RIVALS))
+
 ifeq ($(MODE),active)
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing what is missing into the activated environment $(HOME_OF)"
@@ -166,4 +177,4 @@ $(READY): pyproject.toml constraints.txt
 endif
 
 clean:
-	rm -rf .venv .venv-tl3 .mypy_cache .pytest_cache .ruff_cache .hypothesis mechvlm-demo
+	rm -rf .venv .venv-tl3 .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis mechvlm-demo

@@ -135,11 +135,8 @@ def _staged(vlm: HookedVLM, base: Base, ready: Plan, sources: Sources) -> Source
         made = RowPass(vlm, base, [stage.item for stage in stages], sources)
         made.run()
         for i, stage in enumerate(stages):
-            heard: dict[Site, Tensor] = {
-                site: made.script.heard[i, site][list(stage.to)]
-                for site in stage.item.hears
-            }
-            runs[stage.name] = heard
+            heard = {site: made.script.heard[i, site] for site in stage.item.hears}
+            runs[stage.name] = {site: x[list(stage.to)] for site, x in heard.items()}
     return Sources(runs, sources.vectors)
 
 

@@ -155,6 +155,8 @@ def test_stop_at_layer_gives_the_stream_and_runs_no_more(hooked):
     assert_close(stream, cache["blocks.2.hook_resid_pre"], rtol=0, atol=1e-6)
     middle = vlm(stream, prompt=prompt, start_at_layer=2, stop_at_layer=4)
     assert_close(middle, cache["blocks.3.hook_resid_post"], rtol=0, atol=1e-5)
+    one = vlm(stream, prompt=prompt, start_at_layer=2, stop_at_layer=3)
+    assert_close(one, cache["blocks.2.hook_resid_post"], rtol=0, atol=1e-5)
 
 
 def test_nothing_waits_so_nothing_is_tapped(hooked, monkeypatch):

@@ -18,6 +18,7 @@ from mechvlm.errors import EngineError
 from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.config import Config
 from mechvlm.models.family import Family
+from mechvlm.models.row_attention import Shared
 from mechvlm.models.taps import Tapped
 from mechvlm.prompts import Prompt
 
@@ -82,6 +83,16 @@ class Base:
                 " changed since: its activations are not the model's any more. Make it"
                 " again with base_run(vlm, prompt)."
             )
+
+    def shared(self, layer: int) -> Shared:
+        """What all interventions share in a layer."""
+        return Shared(
+            self.key[layer],
+            self.value[layer],
+            self.reads.mask(layer),
+            self.scale[layer],
+            self.softcap[layer],
+        )
 
     def called(self, layer: int, rows: Int[Tensor, " row"]) -> dict[str, Any]:
         """What a layer is called with for some positions of the prompt."""

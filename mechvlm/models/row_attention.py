@@ -17,51 +17,12 @@ from torch import Tensor
 
 from mechvlm.interventions import Knockout
 from mechvlm.layout import Positions
-from mechvlm.models.attention import Asked
 from mechvlm.models.kernels import Kernel, kernel_for, merged, plain, removal
 
-__all__ = ["CutTable", "Cuts", "Group", "Shared", "attend_rows"]
+__all__ = ["Attention", "Cuts", "Group", "Masks", "Shared"]
 
 Cuts = tuple[int, ...]
-"""What an intervention cuts in one layer: numbers that a `CutTable` knows."""
-
-
-class CutTable:
-    """The cuts of one pass; equal ones in other layers share a number and a mask."""
-
-    def __init__(self, n_heads: int, n: int) -> None:
-        """Start with none, for a model of `n_heads` and a prompt of `n` positions."""
-        self._n_heads, self._n = n_heads, n
-        self._numbers: dict[_Pairs, int] = {}
-        self._blocks: dict[tuple[Cuts, range], Tensor] = {}
-
-    def number(self, cut: Knockout) -> int:
-        """The number of a cut, whatever its layers are."""
-        pairs = cut.target, cut.source, cut.heads
-        return self._numbers.setdefault(pairs, len(self._numbers))
-
-    def block(self, cuts: Cuts, out: range) -> Bool[Tensor, "head out position"]:
-        """Pairs that some cuts remove; one head stands for all where it can."""
-        if (cuts, out) not in self._blocks:
-            self._blocks[cuts, out] = self._block(cuts, out)
-        return self._blocks[cuts, out]
-
-    def _block(self, cuts: Cuts, out: range) -> Tensor:
-        known = list(self._numbers)
-        pairs = [known[cut] for cut in cuts]
-        n_heads = self._n_heads if any(heads for *_, heads in pairs) else 1
-        block = torch.zeros(n_heads, len(out), self._n, dtype=torch.bool)
-        for target, source, heads in pairs:
-            inside = [t - out.start for t in target if t in out]
-            rows = torch.tensor(inside, dtype=torch.long)
-            columns = torch.tensor(source.indices)
-            at = range(n_heads) if heads is None else heads
-            for head in at:
-                block[head, rows[:, None], columns] = True
-        return block
-
-
-_Pairs = tuple[Positions, Positions, tuple[int, ...] | None]
+"""What an intervention cuts in one layer: numbers that a `Masks` knows."""
 
 
 @dataclass(frozen=True)
@@ -97,171 +58,222 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What one layer of a base run shares.
+    """What all interventions share in one layer.
 
     Attributes:
-        key: Keys of every position.
-        value: Values of every position.
+        key: The base run's keys, one for each of its positions.
+        value: The base run's values.
         mask: Whether a target may read a source.
+        scale: Factor of the scores.
+        softcap: Bound of the scores, if they have one.
     """
 
-    key: Float[Tensor, "kv_head position d_head"]
-    value: Float[Tensor, "kv_head position d_head"]
+    key: Float[Tensor, "kv_head base d_head"]
+    value: Float[Tensor, "kv_head base d_head"]
     mask: Bool[Tensor, "position position"]
+    scale: float
+    softcap: float | None
 
 
-def attend_rows(
-    query: Float[Tensor, "head out d_head"],
-    key: Float[Tensor, "kv_head row d_head"],
-    value: Float[Tensor, "kv_head row d_head"],
-    asked: Asked,
-    shared: Shared,
-    groups: Sequence[Group],
-    table: CutTable,
-) -> Float[Tensor, "1 out head d_head"]:
-    """Attention's output for the flat rows of all groups.
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Keys that are read in one go, and the pairs that the layer's mask forbids."""
 
-    Args:
-        query: Flat queries of all groups.
-        key: Flat keys of all groups.
-        value: Flat values of all groups.
-        asked: Gives scale and soft cap.
-        shared: The base run's keys, values and mask in this layer.
-        groups: The interventions, in the order of their flat rows.
-        table: What the numbers of cuts stand for.
+    keys: range
+    forbidden: Bool[Tensor, "out key"] | None
+    is_causal: bool = False
+
+
+class Masks:
+    """The masks of one pass: every question about them is answered once."""
+
+    def __init__(self, n_heads: int, n: int) -> None:
+        """Start with none, for a model of `n_heads` and a sequence of `n` positions."""
+        self._n_heads, self._n = n_heads, n
+        self._numbers: dict[_Pairs, int] = {}
+        self._blocks: dict[tuple[Cuts, range], Tensor] = {}
+        self._parts: dict[tuple[int, range, range, int], list[_Part]] = {}
+
+    def number(self, cut: Knockout) -> int:
+        """The number of a cut, whatever its layers are."""
+        pairs = cut.target, cut.source, cut.heads
+        return self._numbers.setdefault(pairs, len(self._numbers))
+
+    def block(self, cuts: Cuts, out: range) -> Bool[Tensor, "head out position"]:
+        """Pairs that some cuts remove; one head stands for all where it can."""
+        if (cuts, out) not in self._blocks:
+            self._blocks[cuts, out] = self._block(cuts, out)
+        return self._blocks[cuts, out]
+
+    def _block(self, cuts: Cuts, out: range) -> Tensor:
+        known = list(self._numbers)
+        pairs = [known[cut] for cut in cuts]
+        n_heads = self._n_heads if any(heads for *_, heads in pairs) else 1
+        block = torch.zeros(n_heads, len(out), self._n, dtype=torch.bool)
+        for target, source, heads in pairs:
+            inside = [t - out.start for t in target if t in out]
+            rows = torch.tensor(inside, dtype=torch.long)
+            columns = torch.tensor(source.indices)
+            for head in range(n_heads) if heads is None else heads:
+                block[head, rows[:, None], columns] = True
+        return block
+
+    def parts(self, mask: Tensor, rows: range, out: range, n_base: int) -> list[_Part]:
+        """Own keys, and the base run's before and behind them, as far as they are read.
+
+        The first part is that of the own keys.
+        """
+        key = id(mask), rows, out, n_base
+        if key not in self._parts:
+            beside = (range(rows.start), range(rows.stop, n_base))
+            allowed = mask[out.start : out.stop]
+            read = [_read(allowed, keys) for keys in beside]
+            parts = [_part(allowed, keys) for keys in (rows, *read)]
+            self._parts[key] = [parts[0], *(part for part in parts[1:] if part.keys)]
+        return self._parts[key]
+
+
+_Pairs = tuple[Positions, Positions, tuple[int, ...] | None]
+
+
+def _read(allowed: Tensor, keys: range) -> range:
+    """The part of a range of keys that any row may read, without its ends."""
+    read = allowed[:, keys.start : keys.stop].any(dim=0).nonzero()
+    if not len(read):
+        return range(0)
+    return range(keys.start + int(read[0]), keys.start + int(read[-1]) + 1)
+
+
+def _part(allowed: Tensor, keys: range) -> _Part:
+    here = allowed[:, keys.start : keys.stop]
+    if bool(here.all()):
+        return _Part(keys, None)
+    square = here.shape[0] == here.shape[1]
+    is_causal = square and torch.equal(here, torch.ones_like(here).tril())
+    return _Part(keys, ~here, is_causal)
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Attention of rows in one layer.
+
+    Attributes:
+        shared: What all interventions share.
+        masks: The masks of the pass.
     """
-    found = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
-    for group in groups:
-        rows = slice(group.first_row, group.first_row + group.n_rows)
-        out = slice(group.first_out, group.first_out + group.n_out)
-        one = _Attending(
-            query[:, out], key[:, rows], value[:, rows], asked, shared, group, table
-        )
-        found[out] = one.output().transpose(0, 1)
-    return found[None]
+
+    shared: Shared
+    masks: Masks
+
+    def of_batch(
+        self,
+        query: Float[Tensor, "head out d_head"],
+        key: Float[Tensor, "kv_head row d_head"],
+        value: Float[Tensor, "kv_head row d_head"],
+        groups: Sequence[Group],
+    ) -> Float[Tensor, "1 out head d_head"]:
+        """Attention's output for the flat rows of all groups, in their order."""
+        found = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+        for group in groups:
+            rows = slice(group.first_row, group.first_row + group.n_rows)
+            out = slice(group.first_out, group.first_out + group.n_out)
+            split = len(group.items), len(group.rows)
+            own_key, own_value = (
+                each[:, rows].unflatten(1, split).transpose(0, 1)
+                for each in (key, value)
+            )
+            output = self.of_group(query[:, out], own_key, own_value, group)
+            found[out] = output.transpose(0, 1)
+        return found[None]
+
+    def of_group(
+        self,
+        query: Float[Tensor, "head itemout d_head"],
+        key: Float[Tensor, "item kv_head row d_head"],
+        value: Float[Tensor, "item kv_head row d_head"],
+        group: Group,
+    ) -> Float[Tensor, "head itemout d_head"]:
+        """Attention's output for the rows of one group, item after item."""
+        n_base = self.shared.key.shape[1]
+        own, *beside = self.masks.parts(self.shared.mask, group.rows, group.out, n_base)
+        one = _Attending(query, group, self)
+        both = one.to_own(key, value, own)
+        for part in beside:
+            both = merged(both, one.to_base(part))
+        return both[0]
 
 
 @dataclass
 class _Attending:
-    """One group's attention: a part over its own keys, and parts over the base run's.
+    """One group's queries, and their attention to one part of the keys at a time."""
 
-    `query` is `[head item*out d_head]`, `key` and `value` `[kv_head item*row d_head]`.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    asked: Asked
-    shared: Shared
+    query: Float[Tensor, "head itemout d_head"]
     group: Group
-    table: CutTable
-
-    def output(self) -> Float[Tensor, "head out d_head"]:
-        """All parts, merged."""
-        parts = [self._own()] if self._reads(self.group.rows) else []
-        n = self.shared.key.shape[1]
-        for beside in (range(self.group.rows.start), range(self.group.rows.stop, n)):
-            read = self._reads(beside)
-            if read:
-                parts.append(self._base(read))
-        both = parts[0]
-        for part in parts[1:]:
-            both = merged(both, part)
-        return both[0]
-
-    @cached_property
-    def _allowed(self) -> Bool[Tensor, "out position"]:
-        return self.shared.mask[self.group.out.start : self.group.out.stop]
-
-    def _reads(self, keys: range) -> range:
-        """The part of a range of keys that any row may read, without its ends."""
-        if not keys:
-            return keys
-        read = self._allowed[:, keys.start : keys.stop].any(dim=0).nonzero()
-        if not len(read):
-            return range(0)
-        return range(keys.start + int(read[0]), keys.start + int(read[-1]) + 1)
+    attention: Attention
 
     @cached_property
     def _kernel(self) -> Kernel:
-        if self.asked.softcap is not None:
-            return partial(plain, softcap=self.asked.softcap)
+        softcap = self.attention.shared.softcap
+        if softcap is not None:
+            return partial(plain, softcap=softcap)
         return kernel_for(self.query.device.type, self.query.dtype)
 
-    def _own(self) -> tuple[Tensor, Tensor]:
-        """Attention to the rows' own keys, `[head item*out d_head]`."""
-        a, rows, out = len(self.group.items), self.group.rows, self.group.out
-        shared_by = self.query.shape[0] // self.key.shape[0]
-        query = self.query.unflatten(1, (a, len(out))).transpose(0, 1)
-        key, value = (
-            each.unflatten(1, (a, len(rows)))
-            .transpose(0, 1)
-            .repeat_interleave(shared_by, dim=1)
-            if shared_by > 1
-            else each.unflatten(1, (a, len(rows))).transpose(0, 1)
-            for each in (self.key, self.value)
-        )
-        removed = self._removed(rows)
-        causal = removed is None and self._is_causal
-        if removed is None and not causal:
-            removed = self._forbidden(rows)
+    def to_own(self, key: Tensor, value: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+        """Attention to the items' own keys, `[head itemout d_head]`."""
+        shared_by = self.query.shape[0] // key.shape[1]
+        if shared_by > 1:
+            key = key.repeat_interleave(shared_by, dim=1)
+            value = value.repeat_interleave(shared_by, dim=1)
+        split = len(self.group.items), len(self.group.out)
+        query = self.query.unflatten(1, split).transpose(0, 1)
+        removed = self._removed(part)
+        causal = part.is_causal and removed is None
+        if removed is None and part.forbidden is not None and not causal:
+            removed = part.forbidden[None, None].to(query.device)
         mask = None if removed is None else removal(removed, query.dtype)
-        output, total = self._kernel(
-            query, key, value, self.asked.scale, mask, causal=causal
-        )
+        scale = self.attention.shared.scale
+        output, total = self._kernel(query, key, value, scale, mask, causal=causal)
         return output.transpose(0, 1).flatten(1, 2), total.transpose(0, 1).flatten(1, 2)
 
-    def _base(self, keys: range) -> tuple[Tensor, Tensor]:
-        """Attention to keys that all items share, `[head item*out d_head]`."""
-        a, n_out = len(self.group.items), len(self.group.out)
-        kv_heads = self.key.shape[0]
-        shared_by = self.query.shape[0] // kv_heads
-        query = self.query.unflatten(0, (kv_heads, shared_by)).transpose(0, 1)
+    def to_base(self, part: _Part) -> tuple[Tensor, Tensor]:
+        """Attention to keys that all items share, `[head itemout d_head]`."""
+        shared = self.attention.shared
+        heads = len(shared.key), self.query.shape[0] // len(shared.key)
+        query = self.query.unflatten(0, heads).transpose(0, 1)
         key, value = (
-            each[None, :, keys.start : keys.stop].expand(shared_by, -1, -1, -1)
-            for each in (self.shared.key, self.shared.value)
+            each[None, :, part.keys.start : part.keys.stop].expand(heads[1], -1, -1, -1)
+            for each in (shared.key, shared.value)
         )
-        removed = self._removed(keys)
-        if removed is None:
-            removed = self._forbidden(keys)
-        mask = None
-        if removed is not None:  # [item|1 head|1 out key] -> [shared_by kv_head .. key]
-            flat = removed.expand(a, -1, n_out, -1).transpose(0, 1).flatten(1, 2)
-            if len(flat) > 1:
-                flat = flat.unflatten(0, (kv_heads, shared_by)).transpose(0, 1)
-            else:
-                flat = flat[None]
-            mask = removal(flat, query.dtype)
-        output, total = self._kernel(query, key, value, self.asked.scale, mask)
+        removed = self._removed(part)
+        if removed is None and part.forbidden is not None:
+            removed = part.forbidden[None, None].to(query.device)
+        mask = None if removed is None else removal(self._flat(removed), query.dtype)
+        output, total = self._kernel(query, key, value, shared.scale, mask)
         return output.transpose(0, 1).flatten(0, 1), total.transpose(0, 1).flatten(0, 1)
 
-    @cached_property
-    def _is_causal(self) -> bool:
-        """Whether row i of the rows reads exactly rows 0..i."""
-        rows = self.group.rows
-        if rows != self.group.out or len(rows) == 1:
-            return False
-        own = self._allowed[:, rows.start : rows.stop]
-        return bool((own == torch.ones_like(own).tril()).all())
+    def _flat(self, removed: Bool[Tensor, "item head out key"]) -> Tensor:
+        """Removed pairs in the order of the queries to shared keys."""
+        each = removed.expand(len(self.group.items), -1, -1, -1)
+        flat = each.transpose(0, 1).flatten(1, 2)
+        if len(flat) == 1:
+            return flat[None]
+        kv_heads = len(self.attention.shared.key)
+        by_group: Tensor = flat.unflatten(0, (kv_heads, -1)).transpose(0, 1)
+        return by_group
 
-    def _forbidden(self, keys: range) -> Bool[Tensor, "1 1 out key"] | None:
-        """Pairs that the layer's own mask forbids; None where it allows all."""
-        allowed = self._allowed[:, keys.start : keys.stop]
-        if bool(allowed.all()):
-            return None
-        return ~allowed[None, None].to(self.query.device)
-
-    def _removed(self, keys: range) -> Bool[Tensor, "item head out key"] | None:
+    def _removed(self, part: _Part) -> Bool[Tensor, "item head out key"] | None:
         """Pairs that cuts or the mask remove; None where no cut touches these keys."""
-        if not self.group.cuts:
+        cuts = self.group.cuts
+        if not cuts:
             return None
-        kinds = {cuts: i for i, cuts in enumerate(dict.fromkeys(self.group.cuts))}
-        blocks = [self.table.block(cuts, self.group.out) for cuts in kinds]
-        heads = max(len(block) for block in blocks)
-        here = slice(keys.start, keys.stop)
-        found = torch.stack([b[..., here].expand(heads, -1, -1) for b in blocks])
+        kinds = {each: i for i, each in enumerate(dict.fromkeys(cuts))}
+        blocks = [self.attention.masks.block(each, self.group.out) for each in kinds]
+        n_heads = max(len(block) for block in blocks)
+        here = slice(part.keys.start, part.keys.stop)
+        found = torch.stack([b[..., here].expand(n_heads, -1, -1) for b in blocks])
         if not bool(found.any()):
             return None
-        found |= ~self._allowed[:, here]
-        which = torch.tensor([kinds[cuts] for cuts in self.group.cuts])
+        if part.forbidden is not None:
+            found |= part.forbidden
+        which = torch.tensor([kinds[each] for each in cuts])
         return found[which].to(self.query.device)

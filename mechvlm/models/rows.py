@@ -25,7 +25,7 @@ from mechvlm.models.batches import Batch, Item, State
 from mechvlm.models.edits import STREAM
 from mechvlm.models.family import Layer
 from mechvlm.models.lowering import Sources
-from mechvlm.models.row_attention import Shared, attend_rows
+from mechvlm.models.row_attention import Attention
 from mechvlm.models.script import BEFORE, BEHIND, Script
 
 __all__ = ["WORTH_TWO_CALLS", "Keys", "RowPass"]
@@ -168,17 +168,8 @@ class RowPass:
         """Attention of a batch's rows, to keys of their own and the base run's."""
         if keys is None:
             keys = self._kept(number, Keys(batch, asked.key[0], asked.value[0]))
-        base = self._base
-        mask = base.reads.mask(number)
-        return attend_rows(
-            asked.query[0],
-            keys.key,
-            keys.value,
-            asked,
-            Shared(base.key[number], base.value[number], mask),
-            batch.groups,
-            self.script.table,
-        )
+        attention = Attention(self._base.shared(number), self.script.masks)
+        return attention.of_batch(asked.query[0], keys.key, keys.value, batch.groups)
 
     def _grabbed(self, number: int, batch: Batch, rows: Tensor) -> Keys:
         """Keys and values of rows, from a call of the layer that ends there."""

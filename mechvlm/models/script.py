@@ -18,7 +18,7 @@ from mechvlm.models.batches import Item, Placed
 from mechvlm.models.edits import Write, edited, edits_of, place_of, writes_of
 from mechvlm.models.family import Layer
 from mechvlm.models.lowering import Sources
-from mechvlm.models.row_attention import Cuts, CutTable
+from mechvlm.models.row_attention import Cuts, Masks
 from mechvlm.models.taps import tap_site
 from mechvlm.sites import Component, Site
 
@@ -33,7 +33,7 @@ class Script:
     """The writes, cuts and readings of all items of a pass.
 
     Attributes:
-        table: What the numbers of cuts stand for.
+        masks: The masks of the pass.
         heard: What was read, by item and site.
     """
 
@@ -41,7 +41,7 @@ class Script:
         self, items: Sequence[Item], sources: Sources, n_heads: int, n: int
     ) -> None:
         """Sort what the items do, on a sequence of `n` positions."""
-        self.table = CutTable(n_heads, n)
+        self.masks = Masks(n_heads, n)
         self.heard: dict[tuple[int, Site], Tensor] = {}
         self._sources = sources
         self._writes: dict[tuple[int, str], dict[int, list[Write]]]
@@ -56,7 +56,7 @@ class Script:
             found = parts(item.intervention)
             cuts = [part for part in found if isinstance(part, Knockout)]
             if cuts:
-                numbers = map(self.table.number, cuts)
+                numbers = map(self.masks.number, cuts)
                 layers = (frozenset(cut.layers) for cut in cuts)
                 self._cuts[i] = list(zip(layers, numbers, strict=True))
 
