@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mechvlm.errors import MechVLMWarning
 from mechvlm.interventions import Intervention, listed
 from mechvlm.metrics import Metric
 from mechvlm.models.base import Base, base_pass, read_out
-from mechvlm.models.checking import check_all
+from mechvlm.models.checking import check_all, warn_of_hooks
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources
 from mechvlm.models.rows import RowPass
@@ -86,7 +84,7 @@ def intervene(
     reads = None if given is None else given.reads
     check_all(vlm, asked, todo, sources, reads)
     if vlm.has_hooks:
-        _warn_of_hooks()
+        warn_of_hooks()
         return by_whole_passes(
             vlm, asked, todo, runs=runs, vectors=vectors, metric=metric
         )
@@ -138,13 +136,3 @@ def _staged(vlm: HookedVLM, base: Base, ready: Plan, sources: Sources) -> Source
             heard = {site: made.script.heard[i, site] for site in stage.item.hears}
             runs[stage.name] = {site: x[list(stage.to)] for site, x in heard.items()}
     return Sources(runs, sources.vectors)
-
-
-def _warn_of_hooks() -> None:
-    warnings.warn(
-        "the model has hooks of its own, which a sweep's rows would not pass as they"
-        " expect, so every intervention runs a whole pass: right, but slow. Take them"
-        " away with vlm.reset_hooks().",
-        MechVLMWarning,
-        stacklevel=4,
-    )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mechvlm.cone import Cones, Reads, Step
-from mechvlm.costs import Costs, free_bytes
-from mechvlm.errors import InterventionError
 from mechvlm.interventions import (
     Intervention,
     Knockout,
@@ -18,16 +16,15 @@ from mechvlm.interventions import (
 )
 from mechvlm.layout import Positions
 from mechvlm.models.batches import Item
+from mechvlm.models.costs import Costs
 from mechvlm.models.edits import place_of
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.packing import Pass, most_rows, packed
 from mechvlm.models.rows import WORTH_TWO_CALLS
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 
 __all__ = ["Pass", "Plan", "Stage", "plan"]
-
-MOST_ROWS = {"cpu": 2048}
-"""Most rows at once on a device where more would not be faster, only larger."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +40,6 @@ class Stage:
     name: str
     item: Item
     to: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Interventions that go through the layers together.
-
-    Attributes:
-        members: Which of all the items these are.
-        rows: Most rows that any layer computes at once.
-    """
-
-    members: tuple[int, ...]
-    rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +126,7 @@ def plan(
     """
     base = prompt.base if isinstance(prompt, Run) else None
     asked = prompt.prompt if isinstance(prompt, Run) else prompt
-    reads = Reads(list(vlm.reads(asked))) if base is None else base.reads
+    reads = vlm.setting(asked).reads if base is None else base.reads
     return planned(vlm, reads, listed(interventions), batch_tokens)
 
 
@@ -153,8 +137,6 @@ def planned(
     batch_tokens: int | None,
 ) -> Plan:
     """The plan of checked interventions; see `plan`."""
-    if batch_tokens is not None and batch_tokens < 1:
-        raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
     costs = Costs(vlm.cfg, reads, WORTH_TWO_CALLS)
     cones = Cones(reads, reads.n - 1)
     plain, stages = _without_paths(todo, reads.n)
@@ -165,10 +147,10 @@ def planned(
     row_bytes = costs.row_bytes(
         cuts=bool(cuts), cuts_by_head=any(cut.heads is not None for cut in cuts)
     )
-    most = batch_tokens or _most_rows(vlm, row_bytes)
-    passes = tuple(_passes(items, most))
+    most = most_rows(vlm.cfg.device, row_bytes, batch_tokens)
+    passes = tuple(packed(items, most))
     before = tuple(stage.item for stage in stages)
-    stage_passes = tuple(_passes(before, most))
+    stage_passes = tuple(packed(before, most))
     rows = max((each.rows for each in (*passes, *stage_passes)), default=0)
     done = {steps: costs.done(steps) for steps in {x.steps for x in (*items, *before)}}
     least = {steps: costs.least(steps) for steps in done}
@@ -183,32 +165,6 @@ def planned(
         len(items) * costs.whole(),
         costs.base_bytes() + rows * row_bytes,
     )
-
-
-def _most_rows(vlm: HookedVLM, row_bytes: int) -> int:
-    device = vlm.cfg.device
-    fits = free_bytes(device) // (2 * row_bytes)
-    return max(1, min(fits, MOST_ROWS.get(device.type, fits)))
-
-
-def _passes(items: Sequence[Item], most: int) -> Iterator[Pass]:
-    """Neighbours in where and when they start, as many as the rows allow."""
-    members: list[int] = []
-    rows = 0
-    live = [i for i, item in enumerate(items) if item.steps]
-    for i in sorted(live, key=lambda i: _start(items[i].steps)):
-        own = max(len(step.rows) for step in items[i].steps)
-        if members and rows + own > most:
-            yield Pass(tuple(members), rows)
-            members, rows = [], 0
-        members.append(i)
-        rows += own
-    if members:
-        yield Pass(tuple(members), rows)
-
-
-def _start(steps: tuple[Step, ...]) -> tuple[int, int]:
-    return steps[0].rows.start, steps[0].layer
 
 
 def _without_paths(

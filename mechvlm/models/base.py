@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -19,10 +18,11 @@ from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.config import Config
 from mechvlm.models.family import Family
 from mechvlm.models.row_attention import Shared
+from mechvlm.models.setting import Setting
 from mechvlm.models.taps import Tapped
 from mechvlm.prompts import Prompt
 
-__all__ = ["Backbone", "Base", "base_pass", "read_out"]
+__all__ = ["Backbone", "Base", "Based", "base_pass", "read_out"]
 
 
 @runtime_checkable
@@ -47,8 +47,7 @@ class Base:
         value: Each layer's values, likewise.
         scale: Each layer's factor of its scores.
         softcap: Each layer's bound of its scores, where it has one.
-        calls: What else each layer was called with, such as rotations.
-        reads: Who may read whom.
+        setting: Who may read whom, and what else each layer was called with.
         logits: Last-position logits.
         weights: The model's weights, to notice when they are changed.
     """
@@ -60,10 +59,14 @@ class Base:
     value: tuple[Float[Tensor, "kv_head position d_head"], ...]
     scale: tuple[float, ...]
     softcap: tuple[float | None, ...]
-    calls: tuple[Mapping[str, Any], ...]
-    reads: Reads
+    setting: Setting
     logits: Float[Tensor, " vocab"]
     weights: tuple[tuple[int, int], ...]
+
+    @property
+    def reads(self) -> Reads:
+        """Who may read whom in each layer."""
+        return self.setting.reads
 
     @property
     def n_bytes(self) -> int:
@@ -94,12 +97,20 @@ class Base:
             self.softcap[layer],
         )
 
-    def called(self, layer: int, rows: Int[Tensor, " row"]) -> dict[str, Any]:
-        """What a layer is called with for some positions of the prompt."""
-        return {
-            name: _sliced(name, given, rows)
-            for name, given in self.calls[layer].items()
-        }
+
+@runtime_checkable
+class Based(Protocol):
+    """A recorded run of a prompt that may carry a base run."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that was run."""
+        ...
+
+    @property
+    def base(self) -> Base | None:
+        """Its base run, if it was made as one."""
+        ...
 
 
 @dataclass(eq=False)
@@ -115,8 +126,7 @@ class _Heard:
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.stream.append((args[0] if args else kwargs["hidden_states"])[0])
-        kept = {k: v for k, v in kwargs.items() if k not in _NOT_KEPT}
-        self.calls.append(kept)
+        self.calls.append(kwargs)
 
     def leave(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.stream.append(args[0][0])
@@ -127,12 +137,6 @@ class _Heard:
     def attend(self, asked: Asked) -> Tensor | None:
         self.asked.append(replace(asked, query=asked.query[:0]))
         return None
-
-
-_NOT_KEPT = frozenset(
-    {"hidden_states", "attention_mask", "past_key_values", "use_cache"}
-    | {"cache_position"}
-)
 
 
 @torch.no_grad()
@@ -164,8 +168,7 @@ def base_pass(vlm: Backbone, prompt: Prompt) -> Base:
         tuple(asked.value[0].contiguous() for asked in heard.asked),
         tuple(asked.scale for asked in heard.asked),
         tuple(asked.softcap for asked in heard.asked),
-        tuple(heard.calls),
-        Reads(_masks(heard.asked, prompt.layout.n)),
+        Setting.of([x.mask for x in heard.asked], heard.calls, prompt.layout.n),
         logits,
         _weights(vlm.hf_model),
     )
@@ -209,45 +212,9 @@ def _check_read_out(vlm: Backbone, last: Tensor, logits: Tensor) -> None:
         )
 
 
-def _masks(asked: list[Asked], n: int) -> list[Tensor]:
-    """One mask per layer; layers that were given the same one share it."""
-    causal = torch.ones(n, n, dtype=torch.bool).tril()
-    shared = {id(each.mask): each.mask for each in asked if each.mask is not None}
-    on_cpu = {name: mask[0, 0].cpu() for name, mask in shared.items()}
-    return [on_cpu.get(id(each.mask), causal) for each in asked]
-
-
 def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
     """Each weight's identity and how often it was written in place."""
     return tuple(
         (id(each), 0 if each.is_inference() else each._version)
         for each in model.parameters()
     )
-
-
-def _sliced(name: str, given: Any, rows: Tensor) -> Any:
-    """What a layer was given, for some positions only."""
-    if not _holds_tensors(given):
-        return given
-    if name not in _POSITION_AXIS:
-        raise EngineError(
-            f"the model's layers are called with {name!r}, and it is not known here"
-            " which of its axes counts positions, so single rows cannot be computed."
-        )
-    take = partial(_rows_of, axis=_POSITION_AXIS[name], rows=rows)
-    return tuple(map(take, given)) if isinstance(given, tuple | list) else take(given)
-
-
-_POSITION_AXIS = {"position_embeddings": -2, "position_ids": -1}
-
-
-def _rows_of(given: Tensor, *, axis: int, rows: Tensor) -> Tensor:
-    return given.index_select(axis, rows.to(given.device))
-
-
-def _holds_tensors(given: Any) -> bool:
-    if isinstance(given, dict):
-        return any(map(_holds_tensors, given.values()))
-    if isinstance(given, tuple | list):
-        return any(map(_holds_tensors, given))
-    return isinstance(given, Tensor)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from mechvlm.cone import Cells, Reads, cells_of
@@ -30,10 +29,11 @@ from mechvlm.interventions import (
 from mechvlm.layout import Positions
 from mechvlm.models.config import Config
 from mechvlm.models.lowering import Sources
+from mechvlm.models.setting import Setting
 from mechvlm.prompts import Prompt
 from mechvlm.sites import PER_HEAD, Site
 
-__all__ = ["Reading", "check", "check_all", "check_site", "shape_at"]
+__all__ = ["Reading", "check", "check_all", "check_site", "shape_at", "warn_of_hooks"]
 
 
 @runtime_checkable
@@ -42,8 +42,8 @@ class Reading(Protocol):
 
     cfg: Config
 
-    def reads(self, prompt: Prompt) -> Bool[Tensor, "layer position position"]:
-        """Whether a position (second axis) may attend to another (third), per layer."""
+    def setting(self, prompt: Prompt) -> Setting:
+        """What every layer is told of a prompt's positions."""
         ...
 
 
@@ -107,7 +107,7 @@ def check_all(
     """
     cuts = any(isinstance(part, Knockout) for each in todo for part in parts(each))
     if cuts and reads is None:
-        reads = Reads(list(vlm.reads(prompt)))
+        reads = vlm.setting(prompt).reads
     for each in todo:
         check(vlm.cfg, each, prompt.layout.n, sources, reads)
 
@@ -268,4 +268,15 @@ def _warn_if_idle(part: Knockout, reads: Reads) -> None:
         " changes nothing. Are target (reads) and source (is read) swapped?",
         MechVLMWarning,
         stacklevel=2,
+    )
+
+
+def warn_of_hooks() -> None:
+    """Say that hooks of the user's make a sweep slow."""
+    warnings.warn(
+        "the model has hooks of its own, which a sweep's rows would not pass as they"
+        " expect, so every intervention runs whole passes: right, but slow. Take them"
+        " away with vlm.reset_hooks().",
+        MechVLMWarning,
+        stacklevel=4,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,19 +13,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from mechvlm.cone import Reads
 from mechvlm.errors import InterventionError, MechVLMWarning
 from mechvlm.interventions import Intervention, Knockout, PathPatch, parts
 from mechvlm.layout import Layout
-from mechvlm.models.checking import check
+from mechvlm.models.checking import check_all
 from mechvlm.models.config import Config
 from mechvlm.models.family import Family
 from mechvlm.models.hooks import Hook
-from mechvlm.models.lowering import RunLike, Sources, hooks_of
+from mechvlm.models.lowering import Sources, hooks_of
+from mechvlm.models.setting import Setting
 from mechvlm.models.taps import Tapped, taps
 from mechvlm.prompts import Prompt
 
-__all__ = ["Generation", "generate"]
+__all__ = [
+    "Generation",
+    "Speaker",
+    "check_arms",
+    "ends_of",
+    "generate",
+    "longest",
+    "said",
+]
 
 
 @runtime_checkable
@@ -42,8 +50,8 @@ class Speaker(Protocol):
         """The model's tokenizer."""
         ...
 
-    def reads(self, prompt: Prompt) -> Tensor:
-        """Which position may attend to which, per layer."""
+    def setting(self, prompt: Prompt) -> Setting:
+        """What every layer is told of a prompt's positions."""
         ...
 
     def hooks(self, fwd_hooks: list[Hook]) -> AbstractContextManager[object]:
@@ -77,15 +85,11 @@ def generate(
     prompt: Prompt,
     max_new_tokens: int,
     intervention: Intervention,
-    runs: Mapping[str, RunLike],
-    vectors: Mapping[str, Tensor],
+    sources: Sources,
 ) -> Generation:
     """Continue a prompt greedily; see `HookedVLM.generate`."""
-    if max_new_tokens < 1:
-        raise InterventionError(f"max_new_tokens={max_new_tokens}: wanted at least 1.")
-    sources = Sources(runs, vectors)
-    _check(vlm, prompt, max_new_tokens, intervention, sources)
-    ends = _ends(vlm.hf_model)
+    check_arms(vlm, prompt, max_new_tokens, [intervention], sources)
+    ends = ends_of(vlm.hf_model)
     # A plain cache: one that drops old keys would break "key index == position".
     inputs: dict[str, Any] = dict(prompt.inputs) | {"past_key_values": DynamicCache()}
     rows, chosen, logits = range(prompt.layout.n), [], []
@@ -97,37 +101,55 @@ def generate(
             break
         inputs = _next(vlm, inputs, chosen[-1])
         rows = range(rows.stop, rows.stop + 1)
-    _warn_unreached(intervention, rows.stop)
-    return Generation(
-        torch.tensor(chosen),
-        vlm.tokenizer.decode(chosen, skip_special_tokens=True).strip(),
-        torch.stack(logits),
-        prompt.layout.extended(len(chosen)),
-    )
+    return said(vlm, prompt, intervention, chosen, torch.stack(logits))
 
 
-def _check(
+def longest(prompt: Prompt, max_new_tokens: int) -> Prompt:
+    """The prompt with all new tokens that may be fed back in, as yet unknown ones.
+
+    The last new token is chosen but never fed back in, so its row is not computed.
+    """
+    new = torch.zeros(max_new_tokens - 1, dtype=torch.long)
+    return prompt.extended(new, tuple("" for _ in new)) if len(new) else prompt
+
+
+def check_arms(
     vlm: Speaker,
     prompt: Prompt,
     max_new_tokens: int,
-    intervention: Intervention,
+    arms: Sequence[Intervention],
     sources: Sources,
 ) -> None:
-    """Refuse what cannot be applied to the prompt and the tokens after it."""
-    found = parts(intervention)
-    if any(isinstance(part, PathPatch) for part in found):
+    """Refuse what cannot be applied to the prompt and the tokens after it.
+
+    Raises:
+        InterventionError: And its kinds; see `checking.check`.
+    """
+    if max_new_tokens < 1:
+        raise InterventionError(f"max_new_tokens={max_new_tokens}: wanted at least 1.")
+    if any(isinstance(part, PathPatch) for arm in arms for part in parts(arm)):
         raise InterventionError(
             "PathPatch consists of several runs of a prompt and is not defined while"
             " generating; use intervene on the prompt, extended by what was generated."
         )
-    # The last new token is chosen but never fed back in, so its row is not computed.
-    n = prompt.layout.n + max_new_tokens - 1
-    reads = None
-    if any(isinstance(part, Knockout) for part in found):
-        new = torch.zeros(max_new_tokens - 1, dtype=torch.long)
-        longer = prompt.extended(new, tuple("" for _ in new))
-        reads = Reads(list(vlm.reads(longer if len(new) else prompt)))
-    check(vlm.cfg, intervention, n, sources, reads)
+    check_all(vlm, longest(prompt, max_new_tokens), arms, sources)
+
+
+def said(
+    vlm: Speaker,
+    prompt: Prompt,
+    intervention: Intervention,
+    chosen: Sequence[int],
+    logits: Tensor,
+) -> Generation:
+    """What was generated; warns of what the answer was too short for."""
+    _warn_unreached(intervention, prompt.layout.n + len(chosen) - 1)
+    return Generation(
+        torch.tensor(chosen),
+        vlm.tokenizer.decode(chosen, skip_special_tokens=True).strip(),
+        logits,
+        prompt.layout.extended(len(chosen)),
+    )
 
 
 def _step(vlm: Speaker, inputs: dict[str, Any], *, hooks: list[Hook]) -> Tensor:
@@ -151,7 +173,7 @@ def _next(vlm: Speaker, inputs: dict[str, Any], token: int) -> dict[str, Any]:
     return kept | {"input_ids": new}
 
 
-def _ends(hf_model: Any) -> set[int]:
+def ends_of(hf_model: Any) -> set[int]:
     """Token ids that end an answer."""
     found = hf_model.generation_config.eos_token_id
     if found is None:
@@ -172,5 +194,5 @@ def _warn_unreached(intervention: Intervention, n: int) -> None:
                 f"{part!r} names positions from {min(named)} on, and the answer ended"
                 f" after {n} were computed: it changed nothing.",
                 MechVLMWarning,
-                stacklevel=4,
+                stacklevel=5,
             )

@@ -13,18 +13,22 @@ from transformer_lens.hook_points import HookPoint
 from transformers import ProcessorMixin
 
 from mechvlm.errors import FamilyError, LayerError, PromptError
-from mechvlm.interventions import Intervention
+from mechvlm.interventions import Intervention, listed
 from mechvlm.models import families
 from mechvlm.models.attention import listening
+from mechvlm.models.base import Based
+from mechvlm.models.checking import warn_of_hooks
 from mechvlm.models.config import Config
+from mechvlm.models.decoding import generate_many
 from mechvlm.models.family import Layer, submodule
 from mechvlm.models.generation import Generation, generate
 from mechvlm.models.hooks import Hooks
 from mechvlm.models.interop import Doors
-from mechvlm.models.lowering import RunLike
-from mechvlm.models.passes import masks_of, skipped, stopped
+from mechvlm.models.lowering import RunLike, Sources
+from mechvlm.models.passes import setting_of, skipped, stopped
 from mechvlm.models.points import Block, Norm, VisionEncoder, VisionProjector
 from mechvlm.models.prompting import ImageLike, Prompter
+from mechvlm.models.setting import Setting
 from mechvlm.models.taps import Tapped, taps
 from mechvlm.prompts import Prompt
 
@@ -184,12 +188,17 @@ class HookedVLM(Doors, Hooks):
 
     def reads(self, prompt: Prompt) -> Bool[Tensor, "layer position position"]:
         """Whether a position (second axis) may attend to another (third), per layer."""
+        reads = self.setting(prompt).reads
+        return torch.stack([reads.mask(layer) for layer in range(reads.n_layers)])
+
+    def setting(self, prompt: Prompt) -> Setting:
+        """What every layer is told of a prompt's positions; no layer is run."""
         shape = 1, prompt.layout.n, self.cfg.d_model
         blank = torch.zeros(shape, dtype=self.cfg.dtype, device=self.cfg.device)
         inputs, _ = self._inputs(blank, prompt, 0)
         with listening(self.hf_model.config.text_config, {}):
             run = lambda: self.hf_model(**inputs)  # noqa: E731
-            return masks_of(self._language_model, run, prompt.layout.n)
+            return setting_of(self._language_model, run, prompt.layout.n)
 
     @property
     def has_hooks(self) -> bool:
@@ -199,7 +208,7 @@ class HookedVLM(Doors, Hooks):
     @torch.no_grad()
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Based,
         *,
         max_new_tokens: int = 20,
         interventions: Intervention | Sequence[Intervention] = (),
@@ -213,7 +222,7 @@ class HookedVLM(Doors, Hooks):
         generating. What an intervention changes stays in the cache.
 
         Args:
-            prompt: The prompt to continue.
+            prompt: The prompt to continue, or its `base_run`.
             max_new_tokens: Most tokens to add; the end-of-sequence token ends earlier.
             interventions: All applied at once, in order. Positions from
                 `prompt.layout.n` on are the generated tokens fed back in.
@@ -224,7 +233,81 @@ class HookedVLM(Doors, Hooks):
             InterventionError: An intervention means nothing here.
         """
         done = _tuple(interventions)
-        return generate(self, prompt, max_new_tokens, done, runs or {}, vectors or {})
+        if isinstance(prompt, Prompt):
+            sources = Sources(runs or {}, vectors or {})
+            return generate(self, prompt, max_new_tokens, done, sources)
+        return self.generate_many(
+            prompt,
+            [done],
+            max_new_tokens=max_new_tokens,
+            runs=runs,
+            vectors=vectors,
+            progress=False,
+        )[0]
+
+    def generate_many(
+        self,
+        prompt: Prompt | Based,
+        interventions: Sequence[Intervention],
+        *,
+        max_new_tokens: int = 20,
+        runs: Mapping[str, RunLike] | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
+        batch_tokens: int | None = None,
+        progress: str | bool | None = None,
+    ) -> list[Generation]:
+        """Continue a prompt greedily once per intervention, all of them together.
+
+        The answers are those of `generate` with each intervention by itself. The prompt
+        is run once; each intervention computes only what it changes of it, and then all
+        of them generate in step.
+
+        Args:
+            prompt: The prompt to continue, or its `base_run`, which is then not run
+                again.
+            interventions: A list with one answer each. A tuple is one of them: several
+                things done at once, in order.
+            max_new_tokens: Most tokens to add; the end-of-sequence token ends earlier.
+            runs: Recorded runs by the names that the interventions use.
+            vectors: Vectors by the names that the interventions use.
+            batch_tokens: Most rows to compute at once; None takes what fits well into
+                free memory.
+            progress: None shows a progress bar in a terminal for work of over a second;
+                words stand in front of it; False shows none.
+
+        Returns:
+            One generation per intervention.
+
+        Raises:
+            InterventionError: An intervention means nothing here.
+            EngineError: The base run is another model's, or an older one's.
+
+        Example:
+            >>> import mechvlm as mv
+            >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=0)
+            >>> prompt = vlm.prompt("describe the image .", scene.image)
+            >>> image, new = prompt.layout["image"], mv.Positions.of(range(94, 99))
+            >>> blind = [mv.Knockout(range(l, 8), new, image) for l in (0, 4)]
+            >>> len(vlm.generate_many(prompt, [mv.NOTHING, *blind], max_new_tokens=5))
+            3
+        """
+        asked = prompt if isinstance(prompt, Prompt) else prompt.prompt
+        base = None if isinstance(prompt, Prompt) else prompt.base
+        sources = Sources(runs or {}, vectors or {})
+        arms = listed(interventions)
+        if self.has_hooks:
+            warn_of_hooks()
+            return [generate(self, asked, max_new_tokens, x, sources) for x in arms]
+        return generate_many(
+            self,
+            asked,
+            base,
+            arms,
+            max_new_tokens,
+            sources,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
 
     # -- inside ---------------------------------------------------------------------
 

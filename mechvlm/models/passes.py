@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechvlm.errors import HookError
+from mechvlm.models.setting import Setting
 
-__all__ = ["masks_of", "skipped", "stopped"]
+__all__ = ["setting_of", "skipped", "stopped"]
 
 
 class _PassThrough(nn.Module):
@@ -27,20 +28,14 @@ class _PassThrough(nn.Module):
 
 
 class _Recorder(nn.Module):
-    """Stands in for a layer and keeps the attention mask that it is given."""
+    """Stands in for a layer and keeps what it is called with."""
 
-    def __init__(self, seen: list[Tensor | None]) -> None:
+    def __init__(self, seen: list[dict[str, Any]]) -> None:
         super().__init__()
         self._seen = seen
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *_: Any,
-        attention_mask: Tensor | None = None,
-        **__: Any,
-    ) -> Tensor:
-        self._seen.append(attention_mask)
+    def forward(self, hidden_states: Tensor, *_: Any, **called: Any) -> Tensor:
+        self._seen.append(called)
         return hidden_states
 
 
@@ -94,18 +89,14 @@ def stopped(
 
 
 @torch.no_grad()
-def masks_of(
-    language_model: nn.Module, run: Callable[[], object], n: int
-) -> Bool[Tensor, "layer position position"]:
-    """Which position may read which in each layer, from the masks that `run` makes.
+def setting_of(language_model: nn.Module, run: Callable[[], object], n: int) -> Setting:
+    """What every layer is told of `n` positions, from what `run` gives them.
 
-    No layer is executed: each is exchanged for a stand-in that keeps its mask.
+    No layer is executed: each is exchanged for a stand-in that keeps what it is given.
     """
-    seen: list[Tensor | None] = []
+    seen: list[dict[str, Any]] = []
     n_layers = len(list(language_model.get_submodule("layers").children()))
     recorders: list[nn.Module] = [_Recorder(seen) for _ in range(n_layers)]
     with _exchanged(language_model, recorders):
         stopped(language_model, n_layers, run)
-    causal = torch.ones(n, n, dtype=torch.bool).tril()
-    rows = [causal if mask is None else mask[0, 0].cpu() for mask in seen]
-    return torch.stack(rows)
+    return Setting.of([called.get("attention_mask") for called in seen], seen, n)

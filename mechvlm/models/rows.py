@@ -154,7 +154,7 @@ class RowPass:
             self._attend = partial(self._attend_rows, number, whole, None)
             out = self._called(number, whole, rows, BEFORE | BEHIND)
             return State(out, whole.places)
-        keys = self._grabbed(number, batch, rows)
+        keys = self._kept(number, self._grabbed(number, batch, rows))
         if not narrow.n_rows:
             return State(rows[:0], {})
         self._attend = partial(self._attend_rows, number, narrow, keys)
@@ -182,7 +182,7 @@ class RowPass:
         self._attend = grab
         with suppress(_Grabbed):
             self._called(number, batch, rows, BEFORE)
-        return self._kept(number, Keys(batch, found[0].key[0], found[0].value[0]))
+        return Keys(batch, found[0].key[0], found[0].value[0])
 
     def _kept(self, number: int, keys: Keys) -> Keys:
         if self._keep_keys:
@@ -192,8 +192,8 @@ class RowPass:
     def _knowing(self, number: int, batch: Batch, state: State | None) -> State:
         """Call a layer on rows whose heads keep what they gave in the base run."""
         rows = self._enter(number, batch, state)
-        if any(self.script.waits(number, component) for component in BEFORE):
-            self._grabbed(number, batch, rows)  # only to read them
+        if any(self.script.reads(number, component) for component in BEFORE):
+            self._grabbed(number, batch, rows)
         layer = self._layers[number]
         z = self._base.z[number][batch.positions.to(rows.device)]
         known = _Known(layer.o, z[None])
@@ -219,7 +219,7 @@ class RowPass:
             self._layers[number] if layer is None else layer,
             number,
             rows,
-            given=self._base.called(number, batch.positions),
+            given=self._base.setting.called(number, batch.positions),
             places=batch.places,
             components=components,
             d_head=self._vlm.cfg.d_head,

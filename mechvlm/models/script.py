@@ -70,6 +70,10 @@ class Script:
         key = number, component
         return key in self._writes or key in self._hears
 
+    def reads(self, number: int, component: str) -> bool:
+        """Whether any item reads a component of a layer."""
+        return (number, component) in self._hears
+
     def called(
         self,
         layer: Layer,
@@ -160,8 +164,13 @@ class Script:
             new = self.through(number, "result", few, result)
             if new is result:
                 return output
-            output = output.clone()
-            output[:, at.to(output.device)] += (new - result).sum(dim=2)
+            total = new.sum(dim=2)
+            if layer.o.bias is not None:
+                total = total + layer.o.bias
+            # Not output + (new - result): a norm behind blows up what rounding leaves.
+            written = (new != result).flatten(2).any(dim=2, keepdim=True)
+            here, output = at.to(output.device), output.clone()
+            output[:, here] = torch.where(written, total, output[:, here])
             return output
 
         stack.callback(layer.o.register_forward_hook(hook).remove)

@@ -1,24 +1,14 @@
-"""What passes cost: multiplications and memory, from a model's numbers alone."""
+"""What row-wise passes cost: multiplications and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import psutil
-import torch
-
 from mechvlm.cone import Reads, Step
 from mechvlm.models.config import Config
 
-__all__ = ["Costs", "free_bytes"]
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+__all__ = ["Costs"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +98,12 @@ class Costs:
         wide = size * (3 * cfg.d_mlp + 10 * cfg.d_model) + 16 * cfg.d_model
         masks = (cfg.n_heads if cuts_by_head else 1) * (size + 2) * self.reads.n
         return wide + masks * cuts
+
+    def kept_bytes(self) -> int:
+        """Memory of one row's own keys and values in every layer, for generating."""
+        cfg = self.cfg
+        width = 2 * cfg.n_key_value_heads * cfg.d_head
+        return cfg.n_layers * width * cfg.dtype.itemsize
 
     def base_bytes(self) -> int:
         """Memory of a base run: the stream, heads, keys and values of every layer."""

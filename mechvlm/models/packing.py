@@ -1,0 +1,75 @@
+"""Which interventions go through the layers together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from mechvlm.cone import Step
+from mechvlm.errors import InterventionError
+from mechvlm.models.batches import Item
+
+__all__ = ["Pass", "most_rows", "packed"]
+
+_MOST_ROWS = {"cpu": 2048}
+"""Most rows at once on a device where more would not be faster, only larger."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Interventions that go through the layers together.
+
+    Attributes:
+        members: Which of all the items these are.
+        rows: Most rows that any layer computes at once.
+    """
+
+    members: tuple[int, ...]
+    rows: int
+
+
+def packed(items: Sequence[Item], most: int) -> Iterator[Pass]:
+    """Neighbours in where and when they start, as many as the rows allow.
+
+    Items without a step are in no pass. One of more rows than allowed goes alone.
+    """
+    members: list[int] = []
+    rows = 0
+    live = [i for i, item in enumerate(items) if item.steps]
+    for i in sorted(live, key=lambda i: _start(items[i].steps)):
+        own = max(len(step.rows) for step in items[i].steps)
+        if members and rows + own > most:
+            yield Pass(tuple(members), rows)
+            members, rows = [], 0
+        members.append(i)
+        rows += own
+    if members:
+        yield Pass(tuple(members), rows)
+
+
+def _start(steps: tuple[Step, ...]) -> tuple[int, int]:
+    return steps[0].rows.start, steps[0].layer
+
+
+def most_rows(device: torch.device, row_bytes: int, batch_tokens: int | None) -> int:
+    """Most rows to compute at once: as told, or what half the free memory holds.
+
+    Raises:
+        InterventionError: Fewer than 1 was told.
+    """
+    if batch_tokens is None:
+        fits = _free_bytes(device) // (2 * row_bytes)
+        return max(1, min(fits, _MOST_ROWS.get(device.type, fits)))
+    if batch_tokens < 1:
+        raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
+    return batch_tokens
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
