@@ -110,17 +110,20 @@ def _run(
 ) -> Tensor:
     sources = _staged(vlm, base, ready, sources)
     tokens = None if metric is None else metric.tokens
-    clean = read_out(vlm, base.stream[-1][-1:], tokens)
-    answers = (clean if metric is None else metric.of_columns(clean)).repeat(
-        len(ready.items), *[1] * (clean.ndim - 1 if metric is None else 0)
-    )
-    bar.update(sum(not item.steps for item in ready.items))
+
+    def answer(last: Tensor) -> Tensor:
+        logits = read_out(vlm, last, tokens)
+        return logits if metric is None else metric.of_columns(logits)
+
+    clean = answer(base.stream[-1][-1:])
+    answers = clean.new_empty(len(ready.items), *clean.shape[1:])
+    idle = [i for i, item in enumerate(ready.items) if not item.steps]
+    answers[idle] = clean
+    bar.update(len(idle))
     for each in ready.passes:
         items = [ready.items[i] for i in each.members]
         reached, last = RowPass(vlm, base, items, sources).run()
-        logits = read_out(vlm, last, tokens)
-        found = logits if metric is None else metric.of_columns(logits)
-        answers[[each.members[i] for i in reached]] = found
+        answers[[each.members[i] for i in reached]] = answer(last)
         bar.update(len(items))
     return answers
 

@@ -211,7 +211,7 @@ def _stage(name: str, path: PathPatch, n: int) -> Stage:
     return Stage(name, item, tuple(position - rows.start for position in to))
 
 
-def _in_words(n_bytes: float) -> str:
+def _in_words(n_bytes: int | float) -> str:
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}"

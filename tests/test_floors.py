@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "mechvlm"
 FLOORS = [
     *("errors", "papers", "axes", "layout", "sites"),
     *("prompts", "interventions", "scenes", "metrics", "viz"),
-    *("cone", "models", "record", "costs", "plan"),
+    *("cone", "models", "record", "plan"),
     *("reference", "engine"),
     "analyses",
     "report",

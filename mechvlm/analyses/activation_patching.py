@@ -9,14 +9,14 @@ import torch
 import xarray as xr
 
 from mechvlm.axes import labelled
+from mechvlm.engine import intervene
 from mechvlm.errors import InterventionError, LayerError
 from mechvlm.interventions import Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt, check_pair
-from mechvlm.record import record
-from mechvlm.reference import intervene
+from mechvlm.record import base_run, record
 from mechvlm.sites import PER_HEAD, Component, Site
 
 __all__ = ["activation_patching"]
@@ -34,7 +34,7 @@ def activation_patching(
     at: str | Positions | Mapping[str, Positions] = "all",
     direction: Literal["denoise", "noise"] = "denoise",
     layers: Sequence[int] | range | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.DataArray:
     """Patch activations of one prompt into the other, one place at a time.
 
@@ -53,7 +53,8 @@ def activation_patching(
             each position alone. A mapping of names to positions: each set as a whole.
         direction: "denoise" or "noise".
         layers: Layers to patch in; None takes all.
-        progress: Show a progress bar in a terminal.
+        progress: None shows a progress bar in a terminal for work of over a second,
+            False shows none.
 
     Returns:
         Recovery of the metric, a fraction of the gap between the clean and the
@@ -98,11 +99,13 @@ def activation_patching(
         for head, positions in places
     ]
     run = record(vlm, donor, [_place(site, layer) for layer in chosen])
-    both = metric(torch.stack([record(vlm, base, []).logits, run.logits])).tolist()
+    own = base_run(vlm, base)
+    both = metric(torch.stack([own.logits, run.logits])).tolist()
     bad, good = both if direction == "denoise" else reversed(both)
     units = recovery(metric, clean=good, corrupted=bad).units  # refuses an empty gap
-    shown = f"{direction} {site}" if progress else None
-    raw = intervene(vlm, base, todo, runs={"donor": run}, metric=metric, progress=shown)
+    shown = False if progress is False else f"{direction} {site}"
+    runs = {"donor": run}
+    raw = intervene(vlm, own, todo, runs=runs, metric=metric, progress=shown)
     raw = raw.reshape(len(chosen), -1).cpu()
     result = labelled(
         ((raw - bad) / (good - bad)).numpy(),

@@ -8,13 +8,13 @@ from typing import Literal
 import xarray as xr
 
 from mechvlm.axes import labelled
+from mechvlm.engine import intervene
 from mechvlm.errors import InterventionError, LayerError
 from mechvlm.interventions import NOTHING, Knockout
 from mechvlm.layout import Positions
 from mechvlm.metrics import probability, probability_change
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
-from mechvlm.reference import intervene
 
 __all__ = ["knockout_windows"]
 
@@ -31,7 +31,7 @@ def knockout_windows(
     answer: str | int,
     width: int | None = None,
     mode: Literal["window", "from", "upto"] = "window",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.DataArray:
     """Cut attention between groups in a window of layers, for every window.
 
@@ -45,7 +45,8 @@ def knockout_windows(
             at the end are cut short.
         mode: "window" cuts layers l..l+width-1, "from" layers l and later, "upto"
             layers up to and including l.
-        progress: Show a progress bar in a terminal.
+        progress: None shows a progress bar in a terminal for work of over a second,
+            False shows none.
 
     Returns:
         Change of the answer's probability in percent of its clean probability: 0
@@ -82,7 +83,7 @@ def knockout_windows(
         for target, source in cuts.values()
         for layers in windows
     ]
-    shown = f"knockout, {mode}" if progress else None
+    shown = False if progress is False else f"knockout, {mode}"
     logits = intervene(vlm, prompt, [NOTHING, *planned], progress=shown)
     change = probability_change(vlm, token, logits[0])(logits[1:])
     clean = float(probability(vlm, token)(logits[:1])[0])

@@ -8,25 +8,26 @@ from mechvlm.analyses.activation_patching import activation_patching
 from mechvlm.analyses.knockout import knockout_windows
 from mechvlm.axes import Labelled
 from mechvlm.demo.case import Case
+from mechvlm.interventions import Ablate
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.plan import plan
 from mechvlm.prompts import Prompt
+from mechvlm.sites import Site
 
 __all__ = ["handed_over", "knocked_out", "patched"]
 
-MOST_PATCHES = 1000
-"""Above this many patches, neighbouring positions are patched together."""
+MOST_PASSES = 300
+"""Above the work of this many whole passes, neighbours are patched together."""
 
 
 def patched(
     vlm: HookedVLM, clean: Prompt, corrupted: Prompt, metric: Metric
 ) -> Labelled:
     """Recovery by layer and position; large models in blocks of neighbours."""
-    blocks = _blocks(clean, MOST_PATCHES // vlm.cfg.n_layers)
-    heat = activation_patching(
-        vlm, clean, corrupted, metric=metric, at=blocks, progress=True
-    )
+    blocks = _blocks(vlm, clean)
+    heat = activation_patching(vlm, clean, corrupted, metric=metric, at=blocks)
     names = [name for name, block in blocks.items() for _ in block]
     positions = [position for block in blocks.values() for position in block]
     spread = heat.sel(set=names).rename(set="position")
@@ -34,21 +35,30 @@ def patched(
     return spread.assign_coords(clean.labels())
 
 
-def _blocks(prompt: Prompt, most: int) -> dict[str, Positions]:
-    """Positions alone; where that is too many, square blocks of image cells."""
-    layout = prompt.layout
-    side = 1
-    while True:
-        blocks = {str(at): Positions.of(at) for at in layout["text"]}
-        for g, grid in enumerate(layout.grids):
-            for row in range(grid.rows):
-                for col in range(grid.cols):
-                    name = f"{g}/{row // side}/{col // side}"
-                    here = Positions.of(grid.position(row, col))
-                    blocks[name] = blocks.get(name, Positions()) | here
-        if len(blocks) <= most or side >= 8:
+def _blocks(vlm: HookedVLM, prompt: Prompt) -> dict[str, Positions]:
+    """Positions alone; where that costs too much, square blocks of image cells."""
+    for side in range(1, 8):
+        blocks = _blocks_of(prompt, side)
+        patches = [
+            Ablate(Site("resid_pre", layer), at)
+            for layer in range(vlm.cfg.n_layers)
+            for at in blocks.values()
+        ]
+        if plan(vlm, prompt, patches).share * len(patches) <= MOST_PASSES:
             return blocks
-        side += 1
+    return _blocks_of(prompt, 8)
+
+
+def _blocks_of(prompt: Prompt, side: int) -> dict[str, Positions]:
+    layout = prompt.layout
+    blocks = {str(at): Positions.of(at) for at in layout["text"]}
+    for g, grid in enumerate(layout.grids):
+        for row in range(grid.rows):
+            for col in range(grid.cols):
+                name = f"{g}/{row // side}/{col // side}"
+                here = Positions.of(grid.position(row, col))
+                blocks[name] = blocks.get(name, Positions()) | here
+    return blocks
 
 
 def handed_over(
@@ -62,9 +72,7 @@ def handed_over(
         far = layout["image"] - thing
         sets = {"object": thing, "as much background": _some(far, len(thing))}
     sets |= {"question": layout["query"], "last": layout["last"]}
-    return activation_patching(
-        vlm, clean, corrupted, metric=metric, at=sets, progress=True
-    )
+    return activation_patching(vlm, clean, corrupted, metric=metric, at=sets)
 
 
 def _some(positions: Positions, n: int) -> Positions:
@@ -86,6 +94,4 @@ def knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
         for what, source in seen.items()
     }
     cuts["question → last"] = ("last", "query")
-    return knockout_windows(
-        vlm, prompt, cuts, answer=case.answer, mode="from", progress=True
-    )
+    return knockout_windows(vlm, prompt, cuts, answer=case.answer, mode="from")
