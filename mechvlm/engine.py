@@ -115,16 +115,28 @@ def _run(
         logits = read_out(vlm, last, tokens)
         return logits if metric is None else metric.of_columns(logits)
 
-    clean = answer(base.stream[-1][-1:])
-    answers = clean.new_empty(len(ready.items), *clean.shape[1:])
     idle = [i for i, item in enumerate(ready.items) if not item.steps]
-    answers[idle] = clean
+    clean = answer(base.stream[-1][-1:])
+    order, found = list(idle), [clean.expand(len(idle), *clean.shape[1:])]
     bar.update(len(idle))
     for each in ready.passes:
         items = [ready.items[i] for i in each.members]
         reached, last = RowPass(vlm, base, items, sources).run()
-        answers[[each.members[i] for i in reached]] = answer(last)
+        order += [each.members[i] for i in reached]
+        found.append(answer(last))
         bar.update(len(items))
+    return _in_order([each for each in found if len(each)], order)
+
+
+def _in_order(found: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """Rows that came in some order, in the order asked for; logits are large to copy."""
+    if len(found) == 1 and list(order) == sorted(order):
+        return found[0].contiguous()
+    answers = found[0].new_empty(len(order), *found[0].shape[1:])
+    start = 0
+    for each in found:
+        answers[list(order[start : start + len(each)])] = each
+        start += len(each)
     return answers
 
 

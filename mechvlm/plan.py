@@ -147,7 +147,7 @@ def planned(
     row_bytes = costs.row_bytes(
         cuts=bool(cuts), cuts_by_head=any(cut.heads is not None for cut in cuts)
     )
-    most = most_rows(vlm.cfg.device, row_bytes, batch_tokens)
+    most = most_rows(vlm.cfg, row_bytes, batch_tokens)
     passes = tuple(packed(items, most))
     before = tuple(stage.item for stage in stages)
     stage_passes = tuple(packed(before, most))

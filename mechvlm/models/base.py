@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -159,18 +160,21 @@ def base_pass(vlm: Backbone, prompt: Prompt) -> Base:
         stack.enter_context(answering(vlm.tapped.text_config, attend))
         given = {**prompt.inputs, "use_cache": False, "logits_to_keep": 1}
         logits: Tensor = vlm.hf_model(**given).logits[0, -1]
-    _check_read_out(vlm, heard.stream[-1][-1:], logits)
+    weights = _weights(vlm.hf_model)
+    if _READ_OUT_OF.get(vlm.hf_model) != weights:
+        _check_read_out(vlm, heard.stream[-1][-1:], logits)
+        _READ_OUT_OF[vlm.hf_model] = weights
     return Base(
         prompt,
         tuple(heard.stream),
         tuple(heard.z),
-        tuple(asked.key[0].contiguous() for asked in heard.asked),
-        tuple(asked.value[0].contiguous() for asked in heard.asked),
+        tuple(asked.key[0] for asked in heard.asked),
+        tuple(asked.value[0] for asked in heard.asked),
         tuple(asked.scale for asked in heard.asked),
         tuple(asked.softcap for asked in heard.asked),
         Setting.of([x.mask for x in heard.asked], heard.calls, prompt.layout.n),
         logits,
-        _weights(vlm.hf_model),
+        weights,
     )
 
 
@@ -198,6 +202,11 @@ def read_out(
         logits = linear(normed.to(weight.device), weight, bias)
     cap = vlm.family.softcap(vlm.hf_model.config)
     return logits if cap is None else (logits / cap).tanh() * cap
+
+
+_READ_OUT_OF: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], ...]]
+_READ_OUT_OF = WeakKeyDictionary()
+"""Models whose logits were found to be what their norm and unembedding give."""
 
 
 def _check_read_out(vlm: Backbone, last: Tensor, logits: Tensor) -> None:

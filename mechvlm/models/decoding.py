@@ -92,7 +92,7 @@ def _most_arm_rows(
     cuts = [part for part in every if isinstance(part, Knockout)]
     by_head = any(cut.heads is not None for cut in cuts)
     row_bytes = costs.row_bytes(cuts=bool(cuts), cuts_by_head=by_head)
-    return most_rows(vlm.cfg.device, row_bytes + costs.kept_bytes(), batch_tokens)
+    return most_rows(vlm.cfg, row_bytes + costs.kept_bytes(), batch_tokens)
 
 
 def _chunks(items: Sequence[Item], most: int) -> Iterator[tuple[int, ...]]:

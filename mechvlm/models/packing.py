@@ -11,11 +11,16 @@ import torch
 from mechvlm.cone import Step
 from mechvlm.errors import InterventionError
 from mechvlm.models.batches import Item
+from mechvlm.models.config import Config
 
 __all__ = ["Pass", "most_rows", "packed"]
 
+_WIDEST_BYTES = {"cpu": 24 << 20}
 _MOST_ROWS = {"cpu": 2048}
-"""Most rows at once on a device where more would not be faster, only larger."""
+"""Largest activation, and most rows, on a device where more is larger but not faster.
+
+Larger blocks of memory go back to the system at once, and are slow to get again.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,23 @@ def _start(steps: tuple[Step, ...]) -> tuple[int, int]:
     return steps[0].rows.start, steps[0].layer
 
 
-def most_rows(device: torch.device, row_bytes: int, batch_tokens: int | None) -> int:
+def most_rows(cfg: Config, row_bytes: int, batch_tokens: int | None) -> int:
     """Most rows to compute at once: as told, or what half the free memory holds.
+
+    Args:
+        cfg: The model's numbers.
+        row_bytes: Memory of one row.
+        batch_tokens: What was told, if anything.
 
     Raises:
         InterventionError: Fewer than 1 was told.
     """
     if batch_tokens is None:
+        device = cfg.device
         fits = _free_bytes(device) // (2 * row_bytes)
-        return max(1, min(fits, _MOST_ROWS.get(device.type, fits)))
+        widest = max(cfg.d_mlp, cfg.d_model) * cfg.dtype.itemsize
+        good = _WIDEST_BYTES.get(device.type, fits * widest) // widest
+        return max(1, min(fits, good, _MOST_ROWS.get(device.type, fits)))
     if batch_tokens < 1:
         raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
     return batch_tokens
