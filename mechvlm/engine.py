@@ -129,7 +129,7 @@ def _run(
 
 
 def _in_order(found: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    """Rows that came in some order, in the order asked for; logits are large to copy."""
+    """Rows in the order asked for; none is copied needlessly, as logits are large."""
     if len(found) == 1 and list(order) == sorted(order):
         return found[0].contiguous()
     answers = found[0].new_empty(len(order), *found[0].shape[1:])

@@ -1,5 +1,7 @@
 """The analyses against passes made by hand, and what they refuse."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import tiny
@@ -206,3 +208,32 @@ def test_a_tuple_is_one_run_and_a_list_is_several(tiny_vlm, pair):
     assert both.shape[0] == 1
     torch.testing.assert_close(both[0], each[0], rtol=0, atol=1e-5)
     assert (each[1] - each[2]).abs().max() > 1e-3
+
+
+def test_sweeps_are_those_of_whole_passes(demo, monkeypatch):
+    """The engine under an analysis changes its cost, and no number of it."""
+    scene = mv.scenes.sample(seed=11, n=3)
+    asked = mv.scenes.questions(scene, "color")[0]
+    clean = demo.prompt(asked.text, scene.image)
+    corrupted = demo.prompt(asked.text, scene.recolored(asked.about, "blue").image)
+    metric = mv.logit_difference(demo, asked.answer, "blue")
+    cuts = {"image->last": ("last", "image"), "image->query": ("query", "image")}
+
+    def analyses():
+        given = {"metric": metric, "at": clean.layout["text"]}
+        heat = mv.activation_patching(demo, clean, corrupted, **given)
+        drop = mv.knockout_windows(demo, clean, cuts, answer=asked.answer, mode="from")
+        return heat, drop
+
+    def by_whole_passes(vlm, prompt, *args, **kwargs):
+        prompt = prompt.prompt if isinstance(prompt, mv.Run) else prompt
+        return mv.reference.intervene(vlm, prompt, *args, **kwargs)
+
+    fast = analyses()
+    for name in ("activation_patching", "knockout"):
+        module = import_module(f"mechvlm.analyses.{name}")
+        monkeypatch.setattr(module, "intervene", by_whole_passes)
+    for ours, theirs in zip(fast, analyses(), strict=True):
+        scale = float(abs(theirs).max())
+        assert float(abs(ours - theirs).max()) < 1e-5 * max(1.0, scale)
+        assert float(theirs.std()) > 1e-2 * scale

@@ -11,10 +11,13 @@ def test_the_readmes_code_runs():
     names = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert names["heat"].dims == ("layer", "position")
     assert float(names["heat"].isel(layer=-1, position=-1)) > 0.9
     assert len(names["cut"].layers) == 3
+    assert "of whole passes" in str(
+        names["mv"].plan(names["vlm"], names["base"], names["cuts"])
+    )
 
 
 def test_what_it_points_to_is_there():
