@@ -15,6 +15,7 @@ from mechvlm.models.base import Base, base_pass, read_out
 from mechvlm.models.checking import check_all, warn_of_hooks
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources
+from mechvlm.models.packing import check_rows
 from mechvlm.models.rows import RowPass
 from mechvlm.plan import Plan, planned
 from mechvlm.prompts import Prompt
@@ -75,6 +76,7 @@ def intervene(
         >>> bool((logits[0] != logits[1]).any())
         True
     """
+    check_rows(batch_tokens)
     todo = listed(interventions)
     sources = Sources(runs or {}, vectors or {})
     given = prompt.base if isinstance(prompt, Run) else None
@@ -86,7 +88,13 @@ def intervene(
     if vlm.has_hooks:
         warn_of_hooks()
         return by_whole_passes(
-            vlm, asked, todo, runs=runs, vectors=vectors, metric=metric
+            vlm,
+            asked,
+            todo,
+            runs=runs,
+            vectors=vectors,
+            metric=metric,
+            progress=progress,
         )
     base = base_pass(vlm, asked) if given is None else given
     ready = planned(vlm, base.reads, todo, batch_tokens)

@@ -16,10 +16,11 @@ from mechvlm.interventions import (
 )
 from mechvlm.layout import Positions
 from mechvlm.models.batches import Item
+from mechvlm.models.checking import check_all
 from mechvlm.models.costs import Costs
 from mechvlm.models.edits import place_of
 from mechvlm.models.hooked import HookedVLM
-from mechvlm.models.packing import Pass, most_rows, packed
+from mechvlm.models.packing import Pass, check_rows, most_rows, packed
 from mechvlm.models.rows import WORTH_TWO_CALLS
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
@@ -111,7 +112,9 @@ def plan(
         A plan; print it.
 
     Raises:
-        InterventionError: There is no intervention, or `batch_tokens` is below 1.
+        InterventionError: An intervention means nothing on this prompt, or there is
+            none, or `batch_tokens` is below 1.
+        LayerError: A layer or head does not exist.
 
     Example:
         >>> import mechvlm as mv
@@ -126,8 +129,11 @@ def plan(
     """
     base = prompt.base if isinstance(prompt, Run) else None
     asked = prompt.prompt if isinstance(prompt, Run) else prompt
+    check_rows(batch_tokens)
     reads = vlm.setting(asked).reads if base is None else base.reads
-    return planned(vlm, reads, listed(interventions), batch_tokens)
+    todo = listed(interventions)
+    check_all(vlm, asked, todo, None, reads)
+    return planned(vlm, reads, todo, batch_tokens)
 
 
 def planned(

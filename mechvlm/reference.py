@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mechvlm.errors import InterventionError
 from mechvlm.interventions import (
     Intervention,
     Patch,
@@ -27,6 +26,7 @@ from mechvlm.metrics import Metric
 from mechvlm.models.checking import check_all
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources, hooks_of
+from mechvlm.models.packing import check_rows
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, record
 from mechvlm.sites import Site
@@ -81,8 +81,7 @@ def intervene(
         >>> bool((logits[0] != logits[1]).any())
         True
     """
-    if batch_tokens is not None and batch_tokens < 1:
-        raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
+    check_rows(batch_tokens)
     todo = listed(interventions)
     sources = Sources(runs or {}, vectors or {})
     check_all(vlm, prompt, todo, sources)

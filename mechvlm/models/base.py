@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,9 @@ from mechvlm.models.taps import Tapped
 from mechvlm.prompts import Prompt
 
 __all__ = ["Backbone", "Base", "Based", "base_pass", "read_out"]
+
+
+Weights = tuple[tuple[int, torch.dtype, int], ...]
 
 
 @runtime_checkable
@@ -50,7 +53,8 @@ class Base:
         softcap: Each layer's bound of its scores, where it has one.
         setting: Who may read whom, and what else each layer was called with.
         logits: Last-position logits.
-        weights: The model's weights, to notice when they are changed.
+        model: The model that was run.
+        weights: Its weights' memory, type and number of writes, to notice changes.
     """
 
     prompt: Prompt
@@ -62,7 +66,8 @@ class Base:
     softcap: tuple[float | None, ...]
     setting: Setting
     logits: Float[Tensor, " vocab"]
-    weights: tuple[tuple[int, int], ...]
+    model: ReferenceType[nn.Module]
+    weights: Weights
 
     @property
     def reads(self) -> Reads:
@@ -81,7 +86,8 @@ class Base:
         Raises:
             EngineError: The weights are other ones, or were written since.
         """
-        if self.weights != _weights(vlm.hf_model):
+        known = self.model() is vlm.hf_model
+        if not known or self.weights != _weights(vlm.hf_model):
             raise EngineError(
                 "this base run was made by another model, or the model's weights were"
                 " changed since: its activations are not the model's any more. Make it"
@@ -174,6 +180,7 @@ def base_pass(vlm: Backbone, prompt: Prompt) -> Base:
         tuple(asked.softcap for asked in heard.asked),
         Setting.of([x.mask for x in heard.asked], heard.calls, prompt.layout.n),
         logits,
+        ref(vlm.hf_model),
         weights,
     )
 
@@ -204,8 +211,7 @@ def read_out(
     return logits if cap is None else (logits / cap).tanh() * cap
 
 
-_READ_OUT_OF: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], ...]]
-_READ_OUT_OF = WeakKeyDictionary()
+_READ_OUT_OF: WeakKeyDictionary[nn.Module, Weights] = WeakKeyDictionary()
 """Models whose logits were found to be what their norm and unembedding give."""
 
 
@@ -221,9 +227,13 @@ def _check_read_out(vlm: Backbone, last: Tensor, logits: Tensor) -> None:
         )
 
 
-def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Each weight's identity and how often it was written in place."""
+def _weights(model: nn.Module) -> Weights:
+    """Each weight's memory, type and how often it was written in place.
+
+    Offloaded weights are there only while they are used, and are not told apart.
+    """
     return tuple(
-        (id(each), 0 if each.is_inference() else each._version)
+        (each.data_ptr(), each.dtype, 0 if each.is_inference() else each._version)
         for each in model.parameters()
+        if not each.is_meta
     )

@@ -51,7 +51,7 @@ def check(
     cfg: Config,
     intervention: Intervention,
     n: int,
-    sources: Sources,
+    sources: Sources | None,
     reads: Reads | None,
 ) -> None:
     """Refuse an intervention that cannot mean anything on a sequence of `n` positions.
@@ -60,7 +60,7 @@ def check(
         cfg: The model's numbers.
         intervention: One, or a tuple of several.
         n: Number of positions that there will be.
-        sources: The named runs and vectors.
+        sources: The named runs and vectors; None where they are not looked at yet.
         reads: Which position may read which; needed where attention is cut.
 
     Raises:
@@ -70,7 +70,7 @@ def check(
         RunError: A run is not given, or lacks a site or a position.
         BlindRowError: A row that is cut has nothing left to read.
     """
-    if "zero" in sources.vectors:
+    if sources is not None and "zero" in sources.vectors:
         raise InterventionError(
             'a vector is named "zero", which Ablate takes for 0 itself; rename it.'
         )
@@ -90,7 +90,7 @@ def check_all(
     vlm: Reading,
     prompt: Prompt,
     todo: Sequence[Intervention],
-    sources: Sources,
+    sources: Sources | None,
     reads: Reads | None = None,
 ) -> None:
     """Refuse a sweep of which an intervention cannot mean anything on this prompt.
@@ -99,7 +99,7 @@ def check_all(
         vlm: The model.
         prompt: The prompt.
         todo: The interventions.
-        sources: The named runs and vectors.
+        sources: The named runs and vectors; None where they are not looked at yet.
         reads: Who may read whom, where that is known already.
 
     Raises:
@@ -136,10 +136,12 @@ def _check_inside(what: str, positions: Positions, n: int) -> None:
 
 
 def _check_write(
-    cfg: Config, part: Patch | Ablate | Add, n: int, sources: Sources
+    cfg: Config, part: Patch | Ablate | Add, n: int, sources: Sources | None
 ) -> None:
     check_site(cfg, part.site)
     _check_inside(type(part).__name__, part.at, n)
+    if sources is None:
+        return
     if isinstance(part, Patch):
         _check_run(cfg, part.run, part.site, part.from_ or part.at, sources)
         return
@@ -193,12 +195,14 @@ def _check_run(
     _check_inside(f"the patch from run {name!r}", at, len(found))
 
 
-def _check_path(cfg: Config, part: PathPatch, n: int, sources: Sources) -> None:
+def _check_path(cfg: Config, part: PathPatch, n: int, sources: Sources | None) -> None:
     for site in (*part.senders, *part.receivers):
         check_site(cfg, site)
     for positions in (part.at, part.to):
         if positions is not None:
             _check_inside("PathPatch", positions, n)
+    if sources is None:
+        return
     for site in part.senders:
         every = Positions.of(range(n)) if part.at is None else part.at
         _check_run(cfg, part.run, site, every, sources)

@@ -10,7 +10,7 @@ import torch
 
 from mechvlm.models.family import Family
 
-__all__ = ["Config"]
+__all__ = ["Config", "device_of"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,16 @@ class Config:
             eps=text.rms_norm_eps,
             act_fn=keys[family.backbone(model.config).act],
             dtype=model.dtype,
-            device=model.device,
+            device=device_of(model),
             model_name=_name(model.config.name_or_path) or family.architecture,
             family=family.name,
         )
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's inputs go; offloaded weights are nowhere until they are used."""
+    devices = (each.device for each in model.parameters() if not each.is_meta)
+    return next(devices, torch.device("cpu"))
 
 
 def _name(name_or_path: str) -> str:

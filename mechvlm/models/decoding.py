@@ -22,7 +22,6 @@ from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.base import Base, base_pass, read_out
 from mechvlm.models.batches import Item, Placed
 from mechvlm.models.costs import Costs
-from mechvlm.models.edits import STREAM
 from mechvlm.models.generation import (
     Generation,
     Speaker,
@@ -208,7 +207,7 @@ class _Arms:
         with answering(self._vlm.tapped.text_config, answers):
             for number, layer in enumerate(self._layers):
                 rows = rows.to(self._base.stream[number].device)
-                rows = self._script.through(number, STREAM, places, rows[None])[0]
+                rows = self._script.between(number, places, rows)
                 self._attend = partial(self._read, number, here)
                 rows = self._script.called(
                     layer,
@@ -220,7 +219,7 @@ class _Arms:
                     d_head=self._vlm.cfg.d_head,
                 )
         number = len(self._layers)
-        rows = self._script.through(number, STREAM, places, rows[None])[0]
+        rows = self._script.between(number, places, rows)
         self._next += 1
         return read_out(self._vlm, rows)
 

@@ -17,9 +17,9 @@ from mechvlm.models.lowering import Sources
 from mechvlm.sites import Site
 
 __all__ = [
-    "STREAM",
+    "ENTERED",
+    "LEFT",
     "Edit",
-    "Placed",
     "Write",
     "edited",
     "edits_of",
@@ -30,37 +30,36 @@ __all__ = [
 Write = Patch | Ablate | Add
 """An intervention that writes an activation."""
 
-STREAM = "stream"
-"""What enters a layer; to write what leaves one is to write what enters the next."""
+LEFT, ENTERED = "left", "entered"
+"""The stream between two layers: as the first leaves it, and as it enters the next."""
 
-_IN_ORDER = {"resid_post": 0, "embed": 1, "resid_pre": 2}
+_ENTERED_IN_ORDER = ("embed", "resid_pre")
 
 
 def place_of(site: Site) -> tuple[int, str]:
-    """Layer and component of a site; the stream's sites are that of the layer entered.
+    """Layer and component under which a site is found; the stream's by where it goes.
 
     Example:
-        >>> place_of(Site("resid_post", 3)) == place_of(Site("resid_pre", 4))
-        True
+        >>> place_of(Site("resid_post", 3)), place_of(Site("resid_pre", 4))
+        ((4, 'left'), (4, 'entered'))
     """
     layer = site.layer or 0
-    if site.component in _IN_ORDER:
-        return layer + (site.component == "resid_post"), STREAM
+    if site.component == "resid_post":
+        return layer + 1, LEFT
+    if site.component in _ENTERED_IN_ORDER:
+        return layer, ENTERED
     return layer, site.component
 
 
 def writes_of(intervention: Intervention) -> dict[tuple[int, str], list[Write]]:
-    """Writes by layer and component, in the order in which they take effect.
-
-    Writes to the stream stand under "stream", at the layer that it enters.
-    """
+    """Writes by where they are made, in the order in which they take effect."""
     found: dict[tuple[int, str], list[Write]] = defaultdict(list)
     for part in parts(intervention):
         if isinstance(part, Patch | Ablate | Add):
             found[place_of(part.site)].append(part)
     for (_, where), writes in found.items():
-        if where == STREAM:
-            writes.sort(key=lambda write: _IN_ORDER[write.site.component])
+        if where == ENTERED:
+            writes.sort(key=lambda x: _ENTERED_IN_ORDER.index(x.site.component))
     return dict(found)
 
 

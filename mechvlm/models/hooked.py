@@ -18,7 +18,7 @@ from mechvlm.models import families
 from mechvlm.models.attention import listening
 from mechvlm.models.base import Based
 from mechvlm.models.checking import warn_of_hooks
-from mechvlm.models.config import Config
+from mechvlm.models.config import Config, device_of
 from mechvlm.models.decoding import generate_many
 from mechvlm.models.family import Layer, submodule
 from mechvlm.models.generation import Generation, generate
@@ -315,7 +315,7 @@ class HookedVLM(Doors, Hooks):
         """Move or convert, as `to` does, and say so in `cfg`."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         model = self.hf_model
-        self.cfg = replace(self.cfg, dtype=model.dtype, device=model.device)
+        self.cfg = replace(self.cfg, dtype=model.dtype, device=device_of(model))
         return self
 
     @property

@@ -13,14 +13,13 @@ from mechvlm.errors import InterventionError
 from mechvlm.models.batches import Item
 from mechvlm.models.config import Config
 
-__all__ = ["Pass", "most_rows", "packed"]
+__all__ = ["Pass", "check_rows", "most_rows", "packed"]
 
-_WIDEST_BYTES = {"cpu": 24 << 20}
-_MOST_ROWS = {"cpu": 2048}
-"""Largest activation, and most rows, on a device where more is larger but not faster.
+_WIDEST_BYTES = {"cpu": 6 << 20}
+"""Largest activation on a device where a larger one leaves the cache and is slower."""
 
-Larger blocks of memory go back to the system at once, and are slow to get again.
-"""
+_FEWEST_ROWS = 256
+"""Rows below which the weights, read once for all of them, cost more than the rows."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,15 @@ def most_rows(cfg: Config, row_bytes: int, batch_tokens: int | None) -> int:
         fits = _free_bytes(device) // (2 * row_bytes)
         widest = max(cfg.d_mlp, cfg.d_model) * cfg.dtype.itemsize
         good = _WIDEST_BYTES.get(device.type, fits * widest) // widest
-        return max(1, min(fits, good, _MOST_ROWS.get(device.type, fits)))
-    if batch_tokens < 1:
-        raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
+        return max(1, min(fits, max(good, _FEWEST_ROWS)))
+    check_rows(batch_tokens)
     return batch_tokens
+
+
+def check_rows(batch_tokens: int | None) -> None:
+    """Refuse a number of rows with which nothing can be computed."""
+    if batch_tokens is not None and batch_tokens < 1:
+        raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -22,7 +22,6 @@ from mechvlm.cone import Step
 from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.base import Backbone, Base
 from mechvlm.models.batches import Batch, Item, State
-from mechvlm.models.edits import STREAM
 from mechvlm.models.family import Layer
 from mechvlm.models.lowering import Sources
 from mechvlm.models.row_attention import Attention
@@ -143,7 +142,7 @@ class RowPass:
         stream = self._base.stream[number]
         before = State(stream[:0], {}) if state is None else state
         rows = before.carried(batch, stream)
-        return self.script.through(number, STREAM, batch.places, rows[None])[0]
+        return self.script.between(number, batch.places, rows)
 
     def _attending(self, number: int, batch: Batch, state: State | None) -> State:
         """Call a layer on rows whose attention is computed again."""

@@ -15,11 +15,19 @@ from torch import Tensor, nn
 
 from mechvlm.interventions import Knockout, parts
 from mechvlm.models.batches import Item, Placed
-from mechvlm.models.edits import Write, edited, edits_of, place_of, writes_of
+from mechvlm.models.edits import (
+    ENTERED,
+    LEFT,
+    Write,
+    edited,
+    edits_of,
+    place_of,
+    writes_of,
+)
 from mechvlm.models.family import Layer
 from mechvlm.models.lowering import Sources
 from mechvlm.models.row_attention import Cuts, Masks
-from mechvlm.models.taps import tap_site
+from mechvlm.models.taps import output_weights, tap_site
 from mechvlm.sites import Component, Site
 
 __all__ = ["BEFORE", "BEHIND", "Script"]
@@ -109,6 +117,16 @@ class Script:
         found: Tensor = out[0] if isinstance(out, tuple) else out
         return found[0]
 
+    def between(
+        self,
+        number: int,
+        places: Mapping[int, Placed],
+        rows: Float[Tensor, "row d_model"],
+    ) -> Float[Tensor, "row d_model"]:
+        """The stream on its way into a layer, with all that is done to it."""
+        left = self.through(number, LEFT, places, rows[None])
+        return self.through(number, ENTERED, places, left)[0]
+
     def through(
         self,
         number: int,
@@ -156,9 +174,9 @@ class Script:
             few[i] = replace(places[i], start=sum(map(len, rows)))
             rows.append(torch.arange(start, start + n))
         at = torch.cat(rows)
+        w_o = output_weights(layer, d_head)
 
         def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            w_o = layer.o.weight.T.unflatten(0, (-1, d_head))
             z = args[0][:, at.to(output.device)].unflatten(-1, (-1, d_head))
             result = torch.einsum("bphe,hed->bphd", z, w_o)
             new = self.through(number, "result", few, result)

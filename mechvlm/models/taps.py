@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -22,7 +23,7 @@ from mechvlm.models.family import Layer
 from mechvlm.models.points import Block, Norm, VisionEncoder, VisionProjector, heard
 from mechvlm.sites import Component
 
-__all__ = ["Tapped", "tap_site", "taps"]
+__all__ = ["Tapped", "output_weights", "tap_site", "taps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +144,31 @@ def tap_site(
 def _tap_result(stack: ExitStack, block: Block) -> None:
     """Each head's own addition to the residual stream."""
     attn, layer = block.attn, block.layer
-    d_head = attn.W_Q.shape[-1]
+    w_o = output_weights(layer, attn.W_Q.shape[-1])
 
     def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        z = args[0].unflatten(-1, (-1, d_head))
-        result = torch.einsum("bphe,hed->bphd", z, attn.W_O)
+        z = args[0].unflatten(-1, (-1, w_o.shape[1]))
+        result = torch.einsum("bphe,hed->bphd", z, w_o)
         new, changed = heard(attn.hook_result, result)
         return new.sum(dim=2) + attn.b_O if changed else output
 
     stack.callback(layer.o.register_forward_hook(hook).remove)
+
+
+def output_weights(layer: Layer, d_head: int) -> Float[Tensor, "head d_head d_model"]:
+    """Each head's part of a layer's output projection.
+
+    Raises:
+        HookError: The weights are offloaded, and here only while they are used.
+    """
+    if layer.o.weight.is_meta:
+        raise HookError(
+            "hook_result needs the output projection's weights at hand, and those of"
+            " this layer are offloaded. Load the model with a device_map that keeps"
+            " them on a device, or use hook_z, which needs none."
+        )
+    split: Tensor = layer.o.weight.T.unflatten(0, (-1, d_head))
+    return split
 
 
 def _tap_middle(
