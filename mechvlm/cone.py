@@ -236,6 +236,18 @@ class Cones:
             self._known[touched] = tuple(self._steps(touched))
         return self._known[touched]
 
+    def felt(self, layer: int, place: str) -> Cells:
+        """Positions at which an activation matters to the answer.
+
+        Args:
+            layer: The layer; for the stream the one that it enters.
+            place: "stream", "keys" (or values), or "rows" for all else in a layer.
+        """
+        if place == "stream":
+            return self._needed[layer]
+        needed = self._needed[layer + 1]
+        return self.reads.sources(layer, needed) if place == "keys" else needed
+
     def _steps(self, touched: _Touches) -> Iterator[Step]:
         stream, keys, queries, late = (
             {layer: cells & self._prompt for layer, cells in each} for each in touched

@@ -86,7 +86,7 @@ def intervene(
     reads = None if given is None else given.reads
     check_all(vlm, asked, todo, sources, reads)
     if vlm.has_hooks:
-        warn_of_hooks()
+        warn_of_hooks(stacklevel=4)
         return by_whole_passes(
             vlm,
             asked,
@@ -123,28 +123,24 @@ def _run(
         logits = read_out(vlm, last, tokens)
         return logits if metric is None else metric.of_columns(logits)
 
-    idle = [i for i, item in enumerate(ready.items) if not item.steps]
-    clean = answer(base.stream[-1][-1:])
-    order, found = list(idle), [clean.expand(len(idle), *clean.shape[1:])]
-    bar.update(len(idle))
+    answers: Tensor | None = None
     for each in ready.passes:
         items = [ready.items[i] for i in each.members]
         reached, last = RowPass(vlm, base, items, sources).run()
-        order += [each.members[i] for i in reached]
-        found.append(answer(last))
+        at = [each.members[i] for i in reached]
+        found = answer(last)
         bar.update(len(items))
-    return _in_order([each for each in found if len(each)], order)
-
-
-def _in_order(found: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    """Rows in the order asked for; none is copied needlessly, as logits are large."""
-    if len(found) == 1 and list(order) == sorted(order):
-        return found[0].contiguous()
-    answers = found[0].new_empty(len(order), *found[0].shape[1:])
-    start = 0
-    for each in found:
-        answers[list(order[start : start + len(each)])] = each
-        start += len(each)
+        if at == list(range(len(ready.items))):
+            return found  # logits are large to copy
+        if answers is None:
+            answers = found.new_empty(len(ready.items), *found.shape[1:])
+        answers[at] = found
+    idle = [i for i, item in enumerate(ready.items) if not item.steps]
+    clean = answer(base.stream[-1][-1:])
+    if answers is None:
+        answers = clean.new_empty(len(ready.items), *clean.shape[1:])
+    answers[idle] = clean
+    bar.update(len(idle))
     return answers
 
 
@@ -156,6 +152,6 @@ def _staged(vlm: HookedVLM, base: Base, ready: Plan, sources: Sources) -> Source
         made = RowPass(vlm, base, [stage.item for stage in stages], sources)
         made.run()
         for i, stage in enumerate(stages):
-            heard = {site: made.script.heard[i, site] for site in stage.item.hears}
-            runs[stage.name] = {site: x[list(stage.to)] for site, x in heard.items()}
+            heard = {site: made.script.heard[i, site] for site in stage.to}
+            runs[stage.name] = {site: stage.heard(site, x) for site, x in heard.items()}
     return Sources(runs, sources.vectors)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
-from mechvlm.cone import Cones, Reads, Step
+from torch import Tensor
+
+from mechvlm.cone import Cells, Cones, Reads, Step, cells_of, positions_of, span
 from mechvlm.interventions import (
     Intervention,
     Knockout,
@@ -18,12 +22,14 @@ from mechvlm.layout import Positions
 from mechvlm.models.batches import Item
 from mechvlm.models.checking import check_all
 from mechvlm.models.costs import Costs
-from mechvlm.models.edits import place_of
+from mechvlm.models.edits import ENTERED, LEFT, place_of
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.lowering import unused
 from mechvlm.models.packing import Pass, check_rows, most_rows, packed
 from mechvlm.models.rows import WORTH_TWO_CALLS
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
+from mechvlm.sites import Site
 
 __all__ = ["Pass", "Plan", "Stage", "plan"]
 
@@ -35,12 +41,17 @@ class Stage:
     Attributes:
         name: Name under which its receivers are patched afterwards.
         item: What is run; it hears the receivers.
-        to: Which of the rows of its steps are patched afterwards.
+        to: Positions of each receiver that are patched afterwards.
     """
 
     name: str
     item: Item
-    to: tuple[int, ...]
+    to: Mapping[Site, Positions]
+
+    def heard(self, site: Site, rows: Tensor) -> Tensor:
+        """The rows to patch, of all that the receiver heard."""
+        first = self.item.steps[0].rows.start
+        return rows[[position - first for position in self.to[site]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +67,8 @@ class Plan:
         work: Multiplications of all passes.
         least: Multiplications of just those cells that can change and matter.
         whole: Multiplications of one whole pass per intervention.
-        peak_bytes: Most memory at once beside the model's own, estimated; the base run
-            is part of it.
+        peak_bytes: Most memory at once beside the model's own, estimated: the base run,
+            one pass, and the logits of all interventions.
     """
 
     items: tuple[Item, ...]
@@ -145,7 +156,7 @@ def planned(
     """The plan of checked interventions; see `plan`."""
     costs = Costs(vlm.cfg, reads, WORTH_TWO_CALLS)
     cones = Cones(reads, reads.n - 1)
-    plain, stages = _without_paths(todo, reads.n)
+    plain, stages = _without_paths(todo, cones)
     items = tuple(Item(each, cones.of(each)) for each in plain)
     cuts = [
         part for each in plain for part in parts(each) if isinstance(part, Knockout)
@@ -160,61 +171,78 @@ def planned(
     rows = max((each.rows for each in (*passes, *stage_passes)), default=0)
     done = {steps: costs.done(steps) for steps in {x.steps for x in (*items, *before)}}
     least = {steps: costs.least(steps) for steps in done}
+    logits = len(items) * vlm.cfg.d_vocab * vlm.cfg.dtype.itemsize
     return Plan(
-        items,
-        tuple(stages),
-        stage_passes,
-        passes,
-        sum(len(s.rows) for item in (*items, *before) for s in item.steps),
-        sum(done[item.steps] for item in (*items, *before)),
-        sum(least[item.steps] for item in (*items, *before)),
-        len(items) * costs.whole(),
-        costs.base_bytes() + rows * row_bytes,
+        items=items,
+        stages=tuple(stages),
+        stage_passes=stage_passes,
+        passes=passes,
+        rows=sum(len(s.rows) for item in (*items, *before) for s in item.steps),
+        work=sum(done[item.steps] for item in (*items, *before)),
+        least=sum(least[item.steps] for item in (*items, *before)),
+        whole=len(items) * costs.whole(),
+        peak_bytes=costs.base_bytes() + rows * row_bytes + logits,
     )
 
 
 def _without_paths(
-    todo: Sequence[Intervention], n: int
+    todo: Sequence[Intervention], cones: Cones
 ) -> tuple[list[Intervention], list[Stage]]:
     """Path patches as patches of their receivers, from runs to be made beforehand."""
     stages: list[Stage] = []
     plain: list[Intervention] = []
-    for each in todo:
-        found = parts(each)
-        if not any(isinstance(part, PathPatch) for part in found):
+    found = [parts(each) for each in todo]
+    given = {p.run for each in found for p in each if isinstance(p, Patch | PathPatch)}
+    for each, several in zip(todo, found, strict=True):
+        if not any(isinstance(part, PathPatch) for part in several):
             plain.append(each)
             continue
         lowered: list[Intervention] = []
-        for part in found:
+        for part in several:
             if not isinstance(part, PathPatch):
                 lowered.append(part)
                 continue
-            stages.append(_stage(f"path {len(stages)}", part, n))
-            to = Positions.of(range(n)) if part.to is None else part.to
-            made = Positions.of(range(len(to)))
-            name = stages[-1].name
-            lowered += [Patch(site, to, name, made) for site in part.receivers]
+            stage = _stage(unused(f"path {len(stages)}", given), part, cones)
+            if stage is None:
+                continue
+            stages.append(stage)
+            for site, to in stage.to.items():
+                made = Positions.of(range(len(to)))
+                lowered.append(Patch(site, to, stage.name, made))
         plain.append(tuple(lowered))
     return plain, stages
 
 
-def _stage(name: str, path: PathPatch, n: int) -> Stage:
+def _stage(name: str, path: PathPatch, cones: Cones) -> Stage | None:
     """The run of Wang et al. 2023: every head keeps its output, but the senders.
 
-    No position reads another then, so only the receivers' positions are computed.
+    No position reads another then, so only those are computed at which a receiver is
+    patched and matters. None of them may.
     """
-    every = Positions.of(range(n))
-    to = every if path.to is None else path.to
-    rows = range(min(to), max(to) + 1)
-    at = every if path.at is None else path.at
-    sent = tuple(Patch(site, at, path.run) for site in path.senders)
-    layers = [place_of(site)[0] for site in (*path.senders, *path.receivers)]
+    n = cones.reads.n
+    wanted = (1 << n) - 1 if path.to is None else cells_of(path.to)
+    felt = {site: wanted & _felt(site, cones) for site in path.receivers}
+    to = {site: Positions.of(positions_of(cells)) for site, cells in felt.items()}
+    to = {site: positions for site, positions in to.items() if positions}
+    if not to:
+        return None
+    rows = span(reduce(or_, felt.values()))
+    inside = range(n) if path.at is None else path.at
+    at = Positions.of(position for position in inside if position in rows)
+    sent = tuple(Patch(site, at, path.run) for site in path.senders if at)
+    layers = [place_of(site)[0] for site in (*path.senders, *to)]
     steps = tuple(
         Step(layer, rows, rows, False, len(rows))
         for layer in range(min(layers), max(layers) + 1)
     )
-    item = Item(sent, steps, hears=tuple(dict.fromkeys(path.receivers)))
-    return Stage(name, item, tuple(position - rows.start for position in to))
+    return Stage(name, Item(sent, steps, hears=tuple(to)), to)
+
+
+def _felt(site: Site, cones: Cones) -> Cells:
+    layer, place = place_of(site)
+    if place in (LEFT, ENTERED):
+        return cones.felt(layer, "stream")
+    return cones.felt(layer, "keys" if place in ("k", "v") else "rows")
 
 
 def _in_words(n_bytes: int | float) -> str:

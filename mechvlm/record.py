@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechvlm.errors import RunError, SiteError
+from mechvlm.errors import EngineError, RunError, SiteError
 from mechvlm.models.base import Base, base_pass
 from mechvlm.models.checking import check_site
 from mechvlm.models.hooked import HookedVLM
@@ -129,7 +129,8 @@ def base_run(vlm: HookedVLM, prompt: Prompt) -> Run:
         A run with the sites embed, resid_pre, resid_post, v and z of every layer.
 
     Raises:
-        EngineError: The model does more with its logits than its family says.
+        EngineError: The model has hooks, or does more with its logits than its family
+            says.
 
     Example:
         >>> import mechvlm as mv
@@ -141,6 +142,12 @@ def base_run(vlm: HookedVLM, prompt: Prompt) -> Run:
         >>> mv.intervene(vlm, run, [mv.NOTHING, cut]).shape
         torch.Size([2, 140])
     """
+    if vlm.has_hooks:
+        raise EngineError(
+            "the model has hooks of its own, and a base run does not pass them: sweeps"
+            " that start from it would mix two models. Take them away with"
+            " vlm.reset_hooks(), or give the prompt itself."
+        )
     base = base_pass(vlm, prompt)
     kept = {Site("embed").hook_name: base.stream[0]}
     for layer in range(vlm.cfg.n_layers):

@@ -25,7 +25,7 @@ from mechvlm.layout import Positions
 from mechvlm.metrics import Metric
 from mechvlm.models.checking import check_all
 from mechvlm.models.hooked import HookedVLM
-from mechvlm.models.lowering import RunLike, Sources, hooks_of
+from mechvlm.models.lowering import RunLike, Sources, hooks_of, unused
 from mechvlm.models.packing import check_rows
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, record
@@ -114,7 +114,7 @@ def _without_paths(
     runs = dict(sources.runs)
     for i, part in enumerate(parts(intervention)):
         if isinstance(part, PathPatch):
-            made = f"path {i} through frozen heads"
+            made = unused(f"path {i} through frozen heads", runs)
             runs[made] = _through_frozen_heads(vlm, prompt, part, sources)
             to = _all(prompt) if part.to is None else part.to
             plain += [Patch(site, to, made) for site in part.receivers]
@@ -131,13 +131,13 @@ def _through_frozen_heads(
     Wang et al. 2023: every head keeps this prompt's own output, except the senders.
     """
     own = record(vlm, prompt, ["z"])
+    ours = unused("own", sources.runs)
     frozen = [
-        Patch(Site("z", layer), _all(prompt), "own")
-        for layer in range(vlm.cfg.n_layers)
+        Patch(Site("z", layer), _all(prompt), ours) for layer in range(vlm.cfg.n_layers)
     ]
     at = _all(prompt) if path.at is None else path.at
     sent = [Patch(site, at, path.run) for site in path.senders]
-    runs = {**sources.runs, "own": own}
+    runs = {**sources.runs, ours: own}
     hooks = list(hooks_of((*frozen, *sent), range(prompt.layout.n), Sources(runs, {})))
     with ExitStack() as stack:
         stack.enter_context(vlm.attn_results(hooks))

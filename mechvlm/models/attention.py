@@ -21,6 +21,8 @@ from transformer_lens.hook_points import HookPoint
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mechvlm.errors import EngineError
+
 __all__ = ["NAME", "Asked", "AttentionPoints", "answering", "listening", "wide"]
 
 NAME = "mechvlm"
@@ -99,6 +101,11 @@ def answering(config: Any, answers: dict[nn.Module, Answer]) -> Iterator[None]:
         config: Config of the language backbone; its attention is switched and restored.
         answers: Attention module -> what gives its output, or None for the usual way.
     """
+    if any(module in _ANSWERING for module in answers):
+        raise EngineError(
+            "this model is in the middle of a sweep, and serves one at a time. Record"
+            " runs before the sweep that uses them, and sweep from one thread."
+        )
     _ANSWERING.update(answers)
     try:
         with _switched(config):

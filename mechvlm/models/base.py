@@ -26,7 +26,7 @@ from mechvlm.prompts import Prompt
 __all__ = ["Backbone", "Base", "Based", "base_pass", "read_out"]
 
 
-Weights = tuple[tuple[int, torch.dtype, int], ...]
+Weights = tuple[tuple[int, torch.dtype, int, float], ...]
 
 
 @runtime_checkable
@@ -54,7 +54,7 @@ class Base:
         setting: Who may read whom, and what else each layer was called with.
         logits: Last-position logits.
         model: The model that was run.
-        weights: Its weights' memory, type and number of writes, to notice changes.
+        weights: Its weights' memory, type, writes and a sample, to notice changes.
     """
 
     prompt: Prompt
@@ -228,12 +228,21 @@ def _check_read_out(vlm: Backbone, last: Tensor, logits: Tensor) -> None:
 
 
 def _weights(model: nn.Module) -> Weights:
-    """Each weight's memory, type and how often it was written in place.
+    """Each weight's memory, type, how often it was written in place, and a sample.
 
     Offloaded weights are there only while they are used, and are not told apart.
     """
+    here = [each.detach() for each in model.parameters() if not each.is_meta]
     return tuple(
-        (each.data_ptr(), each.dtype, 0 if each.is_inference() else each._version)
-        for each in model.parameters()
-        if not each.is_meta
+        (each.data_ptr(), each.dtype, 0 if each.is_inference() else each._version, some)
+        for each, some in zip(here, _samples(here), strict=True)
     )
+
+
+def _samples(weights: list[Tensor]) -> list[float]:
+    """A sum over a few numbers of each weight: `weight.data` is written unnoticed."""
+    sums = []
+    for each in weights:
+        few = each.reshape(-1)[:: max(1, each.numel() // 64)]
+        sums.append(few.sum(dtype=torch.float64).cpu())
+    return torch.stack(sums).tolist() if sums else []

@@ -275,12 +275,12 @@ def _warn_if_idle(part: Knockout, reads: Reads) -> None:
     )
 
 
-def warn_of_hooks() -> None:
+def warn_of_hooks(stacklevel: int) -> None:
     """Say that hooks of the user's make a sweep slow."""
     warnings.warn(
         "the model has hooks of its own, which a sweep's rows would not pass as they"
         " expect, so every intervention runs whole passes: right, but slow. Take them"
         " away with vlm.reset_hooks().",
         MechVLMWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )

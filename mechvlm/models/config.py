@@ -40,6 +40,7 @@ class Config:
     gated_mlp: bool = True
     attn_only: bool = False
     use_attn_result: bool = False
+    attn_scores_soft_cap: float | None = None
 
     @classmethod
     def of(cls, model: Any, family: Family) -> Config:
@@ -62,6 +63,7 @@ class Config:
             device=device_of(model),
             model_name=_name(model.config.name_or_path) or family.architecture,
             family=family.name,
+            attn_scores_soft_cap=text.to_dict().get("attn_logit_softcapping"),
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mechvlm.cone import Reads, Step
 from mechvlm.models.config import Config
+from mechvlm.models.kernels import kernel_for, plain
 
 __all__ = ["Costs"]
 
@@ -97,7 +98,10 @@ class Costs:
         cfg, size = self.cfg, self.cfg.dtype.itemsize
         wide = size * (3 * cfg.d_mlp + 10 * cfg.d_model) + 16 * cfg.d_model
         masks = (cfg.n_heads if cuts_by_head else 1) * (size + 2) * self.reads.n
-        return wide + masks * cuts
+        scores = 16 * cfg.n_heads * self.reads.n  # some copies of them, in fp32
+        capped = cfg.attn_scores_soft_cap is not None
+        spelled = capped or kernel_for(cfg.device.type, cfg.dtype) is plain
+        return wide + masks * cuts + scores * spelled
 
     def kept_bytes(self) -> int:
         """Memory of one row's own keys and values in every layer, for generating."""

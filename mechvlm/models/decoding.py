@@ -71,7 +71,7 @@ def generate_many(
         delay=1,
         disable=True if progress is False else None,
     ) as bar:
-        for members in _chunks(items, most):
+        for members in _chunks(items, most, max_new_tokens - 1):
             together = _Arms(vlm, base, setting, [items[i] for i in members], sources)
             answers = _spoken(together, max_new_tokens, ends_of(vlm.hf_model))
             for i, (chosen, logits) in zip(members, answers, strict=True):
@@ -94,12 +94,13 @@ def _most_arm_rows(
     return most_rows(vlm.cfg, row_bytes + costs.kept_bytes(), batch_tokens)
 
 
-def _chunks(items: Sequence[Item], most: int) -> Iterator[tuple[int, ...]]:
+def _chunks(items: Sequence[Item], most: int, more: int) -> Iterator[tuple[int, ...]]:
     """Arms that go together; those that change nothing of the prompt go first."""
     still = tuple(i for i, item in enumerate(items) if not item.steps)
-    for start in range(0, len(still), most):
-        yield still[start : start + most]
-    for each in packed(items, most):
+    at_once = max(1, most // max(1, more))
+    for start in range(0, len(still), at_once):
+        yield still[start : start + at_once]
+    for each in packed(items, most, more):
         yield each.members
 
 
@@ -109,7 +110,7 @@ def _spoken(
     """Token ids of each arm's answer, and the logits that they were chosen from."""
     steps = [arms.start()]
     chosen = steps[0].argmax(dim=-1)
-    words = [[int(word)] for word in chosen]
+    words = [[word] for word in chosen.tolist()]
     while len(steps) < max_new_tokens and any(said[-1] not in ends for said in words):
         steps.append(arms.go_on(chosen))
         chosen = steps[-1].argmax(dim=-1)
@@ -166,7 +167,9 @@ class _Arms:
             made = RowPass(self._vlm, self._base, items, self._sources, keep_keys=True)
             reached, last = made.run()
             if reached:
-                logits[[changed[i] for i in reached]] = read_out(self._vlm, last)
+                logits[[changed[i] for i in reached]] = read_out(self._vlm, last).to(
+                    logits.device
+                )
             keys = made.keys
         for number in range(len(self._layers)):
             own = _own(keys.get(number), changed)
@@ -221,7 +224,8 @@ class _Arms:
         number = len(self._layers)
         rows = self._script.between(number, places, rows)
         self._next += 1
-        return read_out(self._vlm, rows)
+        self._script.masks.forget()
+        return read_out(self._vlm, rows).to(self._base.logits.device)
 
     def _answer(self, asked: Asked) -> Tensor | None:
         return self._attend(asked)

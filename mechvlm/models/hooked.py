@@ -202,8 +202,12 @@ class HookedVLM(Doors, Hooks):
 
     @property
     def has_hooks(self) -> bool:
-        """Whether a function waits on any hook point."""
-        return any(point.fwd_hooks or point.bwd_hooks for point in self.tapped.points)
+        """Whether a function waits on a hook point, or on a module behind them."""
+        if any(point.fwd_hooks or point.bwd_hooks for point in self.tapped.points):
+            return True
+        head = self.hf_model.get_submodule(self.family.head)
+        modules = (*self._language_model.modules(), head)
+        return any(each._forward_hooks or each._forward_pre_hooks for each in modules)
 
     @torch.no_grad()
     def generate(
@@ -296,7 +300,7 @@ class HookedVLM(Doors, Hooks):
         sources = Sources(runs or {}, vectors or {})
         arms = listed(interventions)
         if self.has_hooks:
-            warn_of_hooks()
+            warn_of_hooks(stacklevel=3)
             return [generate(self, asked, max_new_tokens, x, sources) for x in arms]
         return generate_many(
             self,

@@ -6,7 +6,7 @@ prompt, or one generated token), and a hook function touches those that it names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from mechvlm.errors import InterventionError
 from mechvlm.interventions import Ablate, Add, Intervention, Knockout, Patch, parts
 from mechvlm.sites import PER_HEAD, Site
 
-__all__ = ["RunLike", "Sources", "hooks_of"]
+__all__ = ["RunLike", "Sources", "hooks_of", "unused"]
 
 Hook = tuple[str, Callable[..., Tensor]]
 
@@ -60,6 +60,13 @@ def _rows(vector: Tensor, write: Ablate | Add) -> Tensor:
     all_heads = write.site.component in PER_HEAD and write.site.head is None
     alone = 2 if all_heads else 1
     return vector[None] if vector.ndim == alone else vector
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """A name that is not taken: this one, or this one with primes."""
+    while name in taken:
+        name += "'"
+    return name
 
 
 def hooks_of(

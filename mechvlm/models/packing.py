@@ -35,16 +35,17 @@ class Pass:
     rows: int
 
 
-def packed(items: Sequence[Item], most: int) -> Iterator[Pass]:
+def packed(items: Sequence[Item], most: int, more: int = 0) -> Iterator[Pass]:
     """Neighbours in where and when they start, as many as the rows allow.
 
-    Items without a step are in no pass. One of more rows than allowed goes alone.
+    Items without a step are in no pass. One of more rows than allowed goes alone. Each
+    item counts `more` rows than it has: those that it will still get.
     """
     members: list[int] = []
     rows = 0
     live = [i for i, item in enumerate(items) if item.steps]
     for i in sorted(live, key=lambda i: _start(items[i].steps)):
-        own = max(len(step.rows) for step in items[i].steps)
+        own = max(len(step.rows) for step in items[i].steps) + more
         if members and rows + own > most:
             yield Pass(tuple(members), rows)
             members, rows = [], 0

@@ -94,6 +94,11 @@ class Masks:
         self._blocks: dict[tuple[Cuts, range], Tensor] = {}
         self._parts: dict[tuple[int, range, range, int], list[_Part]] = {}
 
+    def forget(self) -> None:
+        """Drop what is remembered of rows that will not come again."""
+        self._blocks.clear()
+        self._parts.clear()
+
     def number(self, cut: Knockout) -> int:
         """The number of a cut, whatever its layers are."""
         pairs = cut.target, cut.source, cut.heads
@@ -113,7 +118,9 @@ class Masks:
         for target, source, heads in pairs:
             inside = [t - out.start for t in target if t in out]
             rows = torch.tensor(inside, dtype=torch.long)
-            columns = torch.tensor(source.indices)
+            # A prompt has no column yet for what is still to be generated.
+            known_yet = [s for s in source if s < self._n]
+            columns = torch.tensor(known_yet, dtype=torch.long)
             for head in range(n_heads) if heads is None else heads:
                 block[head, rows[:, None], columns] = True
         return block

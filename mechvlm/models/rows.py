@@ -194,7 +194,8 @@ class RowPass:
         if any(self.script.reads(number, component) for component in BEFORE):
             self._grabbed(number, batch, rows)
         layer = self._layers[number]
-        z = self._base.z[number][batch.positions.to(rows.device)]
+        z = self._base.z[number]
+        z = z[batch.positions.to(z.device)]
         known = _Known(layer.o, z[None])
         seen = replace(
             layer,

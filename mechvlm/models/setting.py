@@ -51,11 +51,8 @@ class Setting:
         causal = torch.ones(n, n, dtype=torch.bool).tril()
         shared = {id(mask): mask for mask in masks if mask is not None}
         on_cpu = {name: mask[0, 0].cpu() for name, mask in shared.items()}
-        kept = (
-            {k: v for k, v in call.items() if k not in _MADE_HERE} for call in calls
-        )
         reads = Reads([on_cpu.get(id(mask), causal) for mask in masks])
-        return cls(reads, tuple(kept))
+        return cls(reads, tuple(map(_without_own, calls)))
 
     def called(self, layer: int, rows: Int[Tensor, " row"]) -> dict[str, Any]:
         """What a layer is called with for some positions of the prompt.
