@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from mechvlm.layout import ImageGrid as ImageGrid
     from mechvlm.layout import Layout as Layout
     from mechvlm.layout import Positions as Positions
+    from mechvlm.metrics import Metric as Metric
     from mechvlm.metrics import kl_divergence as kl_divergence
     from mechvlm.metrics import log_probability as log_probability
     from mechvlm.metrics import logit_difference as logit_difference
@@ -108,6 +109,7 @@ _KEPT = MappingProxyType(
         "LayoutError": "mechvlm.errors:LayoutError",
         "MechVLMError": "mechvlm.errors:MechVLMError",
         "MechVLMWarning": "mechvlm.errors:MechVLMWarning",
+        "Metric": "mechvlm.metrics:Metric",
         "MetricError": "mechvlm.errors:MetricError",
         "MissingImageError": "mechvlm.errors:MissingImageError",
         "ModelCheckError": "mechvlm.errors:ModelCheckError",

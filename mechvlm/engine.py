@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from mechvlm.errors import MetricError, PromptError
 from mechvlm.interventions import Intervention, listed
 from mechvlm.metrics import Metric
 from mechvlm.models.base import Base, base_pass, read_out
@@ -77,6 +78,7 @@ def intervene(
         True
     """
     check_rows(batch_tokens)
+    _check_given(prompt, metric)
     todo = listed(interventions)
     sources = Sources(runs or {}, vectors or {})
     given = prompt.base if isinstance(prompt, Run) else None
@@ -106,6 +108,20 @@ def intervene(
         disable=True if progress is False else None,
     ) as bar:
         return _run(vlm, base, ready, sources, metric, bar)
+
+
+def _check_given(prompt: object, metric: object) -> None:
+    if not isinstance(prompt, Prompt | Run):
+        raise PromptError(
+            f"wanted a prompt or its base run, got {type(prompt).__name__}. Text alone"
+            " would lose the image: build the prompt with vlm.prompt."
+        )
+    if metric is not None and not isinstance(metric, Metric):
+        raise MetricError(
+            f"the metric is a {type(metric).__name__}; wanted a Metric, such as"
+            " logit_difference(vlm, answer, foil). Of a function of logits [run vocab]:"
+            " Metric(name, units, function)."
+        )
 
 
 def _run(

@@ -82,6 +82,8 @@ class Patch:
     def __post_init__(self) -> None:
         """Refuse positions that cannot be matched one to one."""
         _refuse_empty("Patch.at", self.at)
+        if self.from_ is not None:
+            _refuse_empty("Patch.from_", self.from_)
         if self.from_ is not None and len(self.from_) != len(self.at):
             raise InterventionError(
                 f"{len(self.from_)} positions are read (from_) for {len(self.at)} that"
@@ -243,6 +245,15 @@ class PathPatch:
 
     def __post_init__(self) -> None:
         """Refuse paths that start or end nowhere, or that nothing can come along."""
+        for what, positions in (("at", self.at), ("to", self.to)):
+            if positions is not None:
+                _refuse_empty(f"PathPatch.{what}", positions)
+        for what, sites in (("senders", self.senders), ("receivers", self.receivers)):
+            if not isinstance(sites, tuple):
+                raise InterventionError(
+                    f"PathPatch.{what} is {sites!r}; wanted a tuple of sites, such as"
+                    ' (Site("z", 1, head=0),).'
+                )
         if not self.senders or not self.receivers:
             raise InterventionError(
                 f"a path from {len(self.senders)} senders to {len(self.receivers)}"
@@ -277,6 +288,9 @@ def parts(
 ) -> tuple[Patch | Ablate | Add | Knockout | PathPatch, ...]:
     """The single interventions that a possibly nested one consists of, in order.
 
+    Raises:
+        InterventionError: One of them is none.
+
     Example:
         >>> cut = Knockout(range(2), Positions.of(9), Positions.of(1, 2))
         >>> parts((NOTHING, (cut,))) == (cut,)
@@ -286,6 +300,11 @@ def parts(
         return ()
     if isinstance(intervention, tuple):
         return tuple(part for each in intervention for part in parts(each))
+    if not isinstance(intervention, Patch | Ablate | Add | Knockout | PathPatch):
+        raise InterventionError(
+            f"{intervention!r} is no intervention. Wanted Patch, Ablate, Add, Knockout,"
+            " PathPatch or NOTHING; several at once are a tuple, one run each a list."
+        )
     return (intervention,)
 
 

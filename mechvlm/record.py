@@ -17,7 +17,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.sites import COMPONENTS, Component, Site
 
-__all__ = ["Run", "base_run", "record"]
+__all__ = ["Run", "base_run", "prompt_of", "record", "shared"]
 
 _BY_DEFAULT = tuple(c for c in COMPONENTS if c != "result")
 
@@ -160,3 +160,18 @@ def base_run(vlm: HookedVLM, prompt: Prompt) -> Run:
         for component, value in of_layer.items():
             kept[Site(component, layer).hook_name] = value
     return Run(prompt, kept, base.logits, base)
+
+
+def prompt_of(given: Prompt | Run) -> Prompt:
+    """The prompt of a run; a prompt is its own."""
+    return given.prompt if isinstance(given, Run) else given
+
+
+def shared(vlm: HookedVLM, given: Prompt | Run) -> Prompt | Run:
+    """What several sweeps on a prompt start from: its base run, made once.
+
+    A model with hooks of the user's own has none; its prompt is run again each time.
+    """
+    if isinstance(given, Run) or vlm.has_hooks:
+        return given
+    return base_run(vlm, given)

@@ -175,22 +175,21 @@ def test_a_metric_of_the_engine_is_the_references(kind):
 def test_a_metric_of_few_tokens_computes_no_others(scene, monkeypatch):
     """The whole unembedding runs once: in the base run, which needs its logits."""
     head, rows = scene.vlm.hf_model.lm_head, []
-    handle = head.register_forward_hook(lambda _, args, out: rows.append(out.shape))
-    try:
-        metric = mv.logit_difference(scene.vlm, "red", "blue")
-        base = mv.base_run(scene.vlm, scene.prompt)
-        rows.clear()
-        mv.intervene(scene.vlm, base, sweeping.cuts_of(scene), metric=metric)
-        assert rows == []
-    finally:
-        handle.remove()
+    sweeping.watch(monkeypatch, [head], lambda _, given: rows.append(len(given)))
+    metric = mv.logit_difference(scene.vlm, "red", "blue")
+    base = mv.base_run(scene.vlm, scene.prompt)
+    rows.clear()
+    mv.intervene(scene.vlm, base, sweeping.cuts_of(scene), metric=metric)
+    assert rows == []
+    mv.intervene(scene.vlm, base, sweeping.cuts_of(scene))
+    assert rows
 
 
 # --- the base run ---------------------------------------------------------------------
 
 
 @every_kind
-def test_a_base_run_stands_for_its_prompt(kind):
+def test_a_base_run_stands_for_its_prompt(kind, monkeypatch):
     """The same answers and activations, and the prompt does not run again."""
     scene, ran = scene_of(kind), []
     base = mv.base_run(scene.vlm, scene.prompt)
@@ -198,15 +197,9 @@ def test_a_base_run_stands_for_its_prompt(kind):
     todo = [mv.NOTHING, *every_intervention(scene)[::11]]
     tower = scene.vlm.hf_model.get_submodule(scene.vlm.family.vision_tower)
     watched = scene.vlm.hf_model, tower, scene.vlm.blocks[0].layer.mlp
-    handles = [
-        module.register_forward_pre_hook(lambda module, _: ran.append(module))
-        for module in watched
-    ]
-    try:
+    with monkeypatch.context() as patch:
+        sweeping.watch(patch, watched, lambda module, _: ran.append(module))
         found = theirs.engine(todo, batch_tokens=50)
-    finally:
-        for handle in handles:
-            handle.remove()
     assert watched[2] in ran
     assert watched[0] not in ran and tower not in ran
     check_equal(scene, found, scene.engine(todo))

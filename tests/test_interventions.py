@@ -95,7 +95,7 @@ def test_a_patch_reads_as_many_positions_as_it_writes():
         InterventionError, match=r"3 positions are read .* for 2 that are"
     ):
         Patch(Site("embed"), here, "clean", from_=Positions.of(range(3)))
-    with pytest.raises(InterventionError, match="0 positions are read"):
+    with pytest.raises(InterventionError, match="from_ is empty"):
         Patch(Site("embed"), here, "clean", from_=Positions())
 
 

@@ -100,7 +100,8 @@ def test_what_holds_of_every_plan(recipes, batch, data):
     assert members == [i for i, item in enumerate(found.items) if item.steps]
     stages = sorted(i for each in found.stage_passes for i in each.members)
     paths = [x for what in todo for x in parts(what) if isinstance(x, PathPatch)]
-    assert stages == list(range(len(paths)))
+    assert stages == list(range(len(found.stages)))
+    assert len(stages) <= len(paths)  # one whose receivers do not matter needs none
     for each in found.passes:
         most = max(len(s.rows) for i in each.members for s in found.items[i].steps)
         assert each.rows <= batch or len(each.members) == 1
@@ -123,21 +124,15 @@ def test_a_sweep_keeps_to_its_plan(scene, monkeypatch):
         most.append(0)
         honest(self, vlm, base, items, sources)
 
-    def entered(_, args, kwargs):
-        x = args[0] if args else kwargs["hidden_states"]
-        most[-1] = max(most[-1], x.shape[1])
+    def entered(_, given):
+        most[-1] = max(most[-1], given.shape[1])
 
     base = mv.base_run(scene.vlm, scene.prompt)
     monkeypatch.setattr(rows.RowPass, "__init__", counted)
-    handles = [
-        block.layer.whole.register_forward_pre_hook(entered, with_kwargs=True)
-        for block in scene.vlm.blocks
-    ]
-    try:
+    layers = [block.layer.whole for block in scene.vlm.blocks]
+    with monkeypatch.context() as patch:
+        sweeping.watch(patch, layers, entered)
         mv.intervene(scene.vlm, base, todo, **scene.given, batch_tokens=60)
-    finally:
-        for handle in handles:
-            handle.remove()
     planned = mv.plan(scene.vlm, base, todo, batch_tokens=60)
     passes = [*planned.stage_passes, *planned.passes]
     assert made == [len(each.members) for each in passes]
@@ -147,21 +142,15 @@ def test_a_sweep_keeps_to_its_plan(scene, monkeypatch):
     assert max(most) > 30 and len(passes) > 10
 
 
-def test_a_plan_runs_no_layer(scene):
+def test_a_plan_runs_no_layer(scene, monkeypatch):
     ran = []
     watched = [block.layer.whole for block in scene.vlm.blocks]
     watched += [scene.vlm.hf_model.get_submodule(scene.vlm.family.vision_tower)]
-    handles = [
-        module.register_forward_pre_hook(lambda *_: ran.append(1)) for module in watched
-    ]
+    sweeping.watch(monkeypatch, watched, lambda *_: ran.append(1))
     base = mv.base_run(scene.vlm, scene.prompt)
     assert len(ran) == 5
-    try:
-        todo = every_intervention(scene)[::7]
-        ours, theirs = plan_of(scene, todo), mv.plan(scene.vlm, base, todo)
-    finally:
-        for handle in handles:
-            handle.remove()
+    todo = every_intervention(scene)[::7]
+    ours, theirs = plan_of(scene, todo), mv.plan(scene.vlm, base, todo)
     assert len(ran) == 5
     assert str(ours) == str(theirs)
 

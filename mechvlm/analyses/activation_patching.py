@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
-import torch
 import xarray as xr
 
 from mechvlm.axes import labelled
 from mechvlm.engine import intervene
 from mechvlm.errors import InterventionError, LayerError
-from mechvlm.interventions import Patch
+from mechvlm.interventions import NOTHING, Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt, check_pair
-from mechvlm.record import base_run, record
+from mechvlm.record import Run, prompt_of, record, shared
 from mechvlm.sites import PER_HEAD, Component, Site
 
 __all__ = ["activation_patching"]
@@ -26,8 +25,8 @@ PAPER = "arXiv:2404.15255"
 
 def activation_patching(
     vlm: HookedVLM,
-    clean: Prompt,
-    corrupted: Prompt,
+    clean: Prompt | Run,
+    corrupted: Prompt | Run,
     *,
     metric: Metric,
     site: Component = "resid_pre",
@@ -44,8 +43,8 @@ def activation_patching(
 
     Args:
         vlm: The model.
-        clean: The prompt with the answer in question.
-        corrupted: Its twin, of the same layout, with another answer.
+        clean: The prompt with the answer in question, or its `base_run`.
+        corrupted: Its twin, of the same layout, with another answer, or its base run.
         metric: What is measured at the last position, such as `logit_difference`.
         site: Component that is patched. Per-head components (q, k, v, z, result) are
             patched head by head, at all positions of `at` together.
@@ -85,22 +84,24 @@ def activation_patching(
         >>> heat.dims, heat.shape, float(heat[0, 0])
         (('layer', 'position'), (2, 1), 0.0)
     """
-    check_pair(clean, corrupted)
+    check_pair(prompt_of(clean), prompt_of(corrupted))
     if direction not in ("denoise", "noise"):
         raise InterventionError(
             f"direction={direction!r}: wanted 'denoise' or 'noise'."
         )
     chosen = _layers(vlm, site, layers)
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    places, labels = _places(vlm, base, site, at)
+    prompt = prompt_of(base)
+    places, labels = _places(vlm, prompt, site, at)
     todo = [
         Patch(_place(site, layer, head), positions, "donor")
         for layer in chosen
         for head, positions in places
     ]
-    run = record(vlm, donor, [_place(site, layer) for layer in chosen])
-    own = base_run(vlm, base)
-    both = metric(torch.stack([own.logits, run.logits])).tolist()
+    run = record(vlm, prompt_of(donor), [_place(site, layer) for layer in chosen])
+    own = shared(vlm, base)
+    own_value = intervene(vlm, own, NOTHING, metric=metric, progress=False)
+    both = [float(own_value[0]), float(metric(run.logits[None])[0])]
     bad, good = both if direction == "denoise" else reversed(both)
     units = recovery(metric, clean=good, corrupted=bad).units  # refuses an empty gap
     shown = False if progress is False else f"{direction} {site}"
@@ -112,13 +113,13 @@ def activation_patching(
         name="recovery",
         units=units,
         paper=PAPER,
-        attrs=_described(vlm, clean, metric, site, direction)
+        attrs=_described(vlm, prompt_of(clean), metric, site, direction)
         | {"clean": good, "corrupted": bad},
         layer=chosen,
         **labels,
     )
     result = result.assign_coords(raw=(result.dims, raw.numpy()))
-    return _with_tokens(result, base)
+    return _with_tokens(result, prompt)
 
 
 def _described(

@@ -15,6 +15,7 @@ from mechvlm.layout import Positions
 from mechvlm.metrics import probability, probability_change
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
+from mechvlm.record import Run, prompt_of
 
 __all__ = ["knockout_windows"]
 
@@ -25,7 +26,7 @@ Cut = tuple[str | Positions, str | Positions]
 
 def knockout_windows(
     vlm: HookedVLM,
-    prompt: Prompt,
+    prompt: Prompt | Run,
     cuts: Mapping[str, Cut],
     *,
     answer: str | int,
@@ -37,7 +38,7 @@ def knockout_windows(
 
     Args:
         vlm: The model.
-        prompt: The prompt.
+        prompt: The prompt, or its `base_run`.
         cuts: Name -> (target, source): target positions do not read source positions.
             Each is positions, or the name of a group of the layout.
         answer: The answer whose probability is watched; one word or a token id.
@@ -78,8 +79,9 @@ def knockout_windows(
     token = vlm.to_single_token(answer) if isinstance(answer, str) else answer
     width = max(1, round(vlm.cfg.n_layers * 9 / 32)) if width is None else width
     windows = _windows(vlm.cfg.n_layers, width, mode)
+    asked = prompt_of(prompt)
     planned = [
-        Knockout(layers, _positions(prompt, target), _positions(prompt, source))
+        Knockout(layers, _positions(asked, target), _positions(asked, source))
         for target, source in cuts.values()
         for layers in windows
     ]
@@ -93,7 +95,7 @@ def knockout_windows(
         units="% of clean probability",
         paper=PAPER,
         attrs={
-            **prompt.described,
+            **asked.described,
             "model": vlm.cfg.model_name,
             "answer": str(answer),
             "clean": clean,

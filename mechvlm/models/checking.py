@@ -28,7 +28,7 @@ from mechvlm.interventions import (
 )
 from mechvlm.layout import Positions
 from mechvlm.models.config import Config
-from mechvlm.models.lowering import Sources
+from mechvlm.models.lowering import RunLike, Sources
 from mechvlm.models.setting import Setting
 from mechvlm.prompts import Prompt
 from mechvlm.sites import PER_HEAD, Site
@@ -158,6 +158,10 @@ def _check_write(
 
 def _check_vector(cfg: Config, part: Ablate | Add, vector: Tensor) -> None:
     one = shape_at(cfg, part.site)
+    if not isinstance(vector, Tensor):
+        raise InterventionError(
+            f"{part!r}: the vector is a {type(vector).__name__}; wanted a tensor."
+        )
     if tuple(vector.shape) not in (one, (len(part.at), *one)):
         raise InterventionError(
             f"{part!r}: the vector has shape {tuple(vector.shape)}; wanted {one} for"
@@ -186,7 +190,13 @@ def _check_run(
             f"the run {name!r} is not given: runs= has {sorted(sources.runs)}. Record"
             " it with record(vlm, prompt) and hand it over as runs={...}."
         )
-    found = sources.runs[name][site]
+    run = sources.runs[name]
+    if not isinstance(run, RunLike):
+        raise RunError(
+            f"the run {name!r} is a {type(run).__name__}; wanted what record(vlm,"
+            " prompt) returns."
+        )
+    found = run[site]
     if tuple(found.shape[1:]) != shape_at(cfg, site):
         raise RunError(
             f"run {name!r} has {site!r} of shape {tuple(found.shape[1:])} per position;"

@@ -82,6 +82,10 @@ def most_rows(cfg: Config, row_bytes: int, batch_tokens: int | None) -> int:
 
 def check_rows(batch_tokens: int | None) -> None:
     """Refuse a number of rows with which nothing can be computed."""
+    if batch_tokens is not None and not isinstance(batch_tokens, int):
+        raise InterventionError(
+            f"batch_tokens={batch_tokens!r}: wanted a whole number."
+        )
     if batch_tokens is not None and batch_tokens < 1:
         raise InterventionError(f"batch_tokens={batch_tokens}: wanted at least 1.")
 
