@@ -31,13 +31,14 @@ ALL = (
     "never_slower",
 )
 LARGE = ("residual_patching", "knockout_query", "knockout_map")
-FEWER = ("--repeats", "3", "--sample", "1", "--against", "prefix")
+SMALL = ("--repeats", "3")
+FEWER = ("--repeats", "2", "--sample", "1", "--against", "prefix")
 
 
 def plan(sizes: list[str]) -> list[tuple[str, list[str]]]:
     """Benchmarks with their words: all at the first size, some at the others."""
     first, *others = sizes
-    todo = [(name, ["--size", first]) for name in ALL]
+    todo = [(name, ["--size", first, *SMALL]) for name in ALL]
     todo += [(name, ["--size", size, *FEWER]) for size in others for name in LARGE]
     return todo
 
@@ -56,6 +57,13 @@ def line(name: str, words: list[str]) -> dict[str, Any]:
     return {"bench": name, "words": words, "failed": said}
 
 
+def keep(lines: list[dict[str, Any]], out: Path) -> None:
+    """Write all lines so far, in one go."""
+    made = out.with_suffix(".new")
+    made.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    made.replace(out)
+
+
 def main() -> None:
     """Run, keep, and end with an error where one failed."""
     words = argparse.ArgumentParser(
@@ -67,17 +75,15 @@ def main() -> None:
     words.add_argument("--out", type=Path)
     told = words.parse_args()
     out = told.out or HERE / "results" / f"{told.device.partition(':')[0]}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     began = time.monotonic()
     for name, given in plan(told.sizes):
         given = [*given, "--device", told.device, "--dtype", told.dtype]
         lines.append(line(name, given))
+        keep(lines, out)  # a run that is cut short has not been in vain
         minutes = (time.monotonic() - began) / 60
         print(f"{minutes:5.1f} min  {name} {' '.join(given)}", file=sys.stderr)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = out.with_suffix(".new")
-    made.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    made.replace(out)
     if any("failed" in each for each in lines):
         sys.exit("some benchmarks failed; see above")
 

@@ -19,6 +19,7 @@ from mechvlm.models.lowering import RunLike, Sources
 from mechvlm.models.packing import check_rows
 from mechvlm.models.rows import RowPass
 from mechvlm.plan import Plan, planned
+from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.reference import intervene as by_whole_passes
@@ -100,13 +101,7 @@ def intervene(
         )
     base = base_pass(vlm, asked) if given is None else given
     ready = planned(vlm, base.reads, todo, batch_tokens)
-    with tqdm(
-        total=len(todo),
-        desc=progress if isinstance(progress, str) else None,
-        unit="run",
-        delay=1,
-        disable=True if progress is False else None,
-    ) as bar:
+    with bar_of(len(todo), progress) as bar:
         return _run(vlm, base, ready, sources, metric, bar)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from mechvlm.cone import Cells, Cones, Reads, Step, cells_of, positions_of, span
 from mechvlm.interventions import (
     Intervention,
-    Knockout,
     Patch,
     PathPatch,
     listed,
@@ -158,12 +157,7 @@ def planned(
     cones = Cones(reads, reads.n - 1)
     plain, stages = _without_paths(todo, cones)
     items = tuple(Item(each, cones.of(each)) for each in plain)
-    cuts = [
-        part for each in plain for part in parts(each) if isinstance(part, Knockout)
-    ]
-    row_bytes = costs.row_bytes(
-        cuts=bool(cuts), cuts_by_head=any(cut.heads is not None for cut in cuts)
-    )
+    row_bytes = costs.row_bytes(plain)
     most = most_rows(vlm.cfg, row_bytes, batch_tokens)
     passes = tuple(packed(items, most))
     before = tuple(stage.item for stage in stages)

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from mechvlm.interventions import (
     Intervention,
@@ -27,6 +26,7 @@ from mechvlm.models.checking import check_all
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources, hooks_of, unused
 from mechvlm.models.packing import check_rows
+from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, record
 from mechvlm.sites import Site
@@ -60,7 +60,8 @@ def intervene(
         metric: What to read of each run; None gives the logits.
         batch_tokens: Most rows to compute at once. The reference has no batches and
             takes it only to have the engine's signature.
-        progress: Show a progress bar in a terminal; words stand in front of it.
+        progress: None shows a progress bar in a terminal for work of over a second;
+            words stand in front of it; False shows none.
 
     Returns:
         Last-position logits, or the metric's number, one row per intervention.
@@ -85,12 +86,12 @@ def intervene(
     todo = listed(interventions)
     sources = Sources(runs or {}, vectors or {})
     check_all(vlm, prompt, todo, sources)
-    words = progress if isinstance(progress, str) else None
-    shown = tqdm(todo, desc=words, disable=None if progress else True)
     rows = []
-    for each in shown:
-        logits = _one(vlm, prompt, each, sources)
-        rows.append(logits if metric is None else metric(logits[None])[0])
+    with bar_of(len(todo), progress) as bar:
+        for each in todo:
+            logits = _one(vlm, prompt, each, sources)
+            rows.append(logits if metric is None else metric(logits[None])[0])
+            bar.update()
     return torch.stack(rows)
 
 

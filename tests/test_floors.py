@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mechvlm"
 
 FLOORS = [
-    *("errors", "papers", "axes", "layout", "sites"),
+    *("errors", "papers", "progress", "axes", "layout", "sites"),
     *("prompts", "interventions", "scenes", "metrics", "viz"),
     *("cone", "models", "record", "plan"),
     *("reference", "engine"),

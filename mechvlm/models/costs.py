@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mechvlm.cone import Reads, Step
+from mechvlm.interventions import Intervention, Knockout, parts
 from mechvlm.models.config import Config
 from mechvlm.models.kernels import kernel_for, plain
 
@@ -93,15 +94,19 @@ class Costs:
         attention = round(share * self.attention(step.layer, step.out))
         return linear + step.n_keys * of_keys + attention
 
-    def row_bytes(self, *, cuts: bool, cuts_by_head: bool) -> int:
-        """Memory of one row on its way through a layer."""
+    def row_bytes(self, interventions: Iterable[Intervention]) -> int:
+        """Memory of one row on its way through a layer, in a sweep of these."""
         cfg, size = self.cfg, self.cfg.dtype.itemsize
-        wide = size * (3 * cfg.d_mlp + 10 * cfg.d_model) + 16 * cfg.d_model
-        masks = (cfg.n_heads if cuts_by_head else 1) * (size + 2) * self.reads.n
-        scores = 16 * cfg.n_heads * self.reads.n  # some copies of them, in fp32
+        every = (part for each in interventions for part in parts(each))
+        cuts = [part for part in every if isinstance(part, Knockout)]
+        by_head = any(cut.heads is not None for cut in cuts)
+        masks = (cfg.n_heads if by_head else bool(cuts)) * (size + 2) * self.reads.n
         capped = cfg.attn_scores_soft_cap is not None
-        spelled = capped or kernel_for(cfg.device.type, cfg.dtype) is plain
-        return wide + masks * cuts + scores * spelled
+        spelled_out = capped or kernel_for(cfg.device.type, cfg.dtype) is plain
+        # Scores that are spelled out are there in some copies, in fp32.
+        scores = 16 * cfg.n_heads * self.reads.n * spelled_out
+        activations = size * (3 * cfg.d_mlp + 10 * cfg.d_model) + 16 * cfg.d_model
+        return activations + masks + scores
 
     def kept_bytes(self) -> int:
         """Memory of one row's own keys and values in every layer, for generating."""

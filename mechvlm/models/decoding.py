@@ -14,10 +14,9 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mechvlm.cone import Cones
-from mechvlm.interventions import Intervention, Knockout, parts
+from mechvlm.interventions import Intervention
 from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.base import Base, base_pass, read_out
 from mechvlm.models.batches import Item, Placed
@@ -37,6 +36,7 @@ from mechvlm.models.row_attention import Attention, Group, Shared
 from mechvlm.models.rows import WORTH_TWO_CALLS, Keys, RowPass
 from mechvlm.models.script import BEFORE, BEHIND, Script
 from mechvlm.models.setting import Setting
+from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 
 __all__ = ["generate_many"]
@@ -64,13 +64,7 @@ def generate_many(
     most = _most_arm_rows(vlm, setting, arms, batch_tokens)
     base = base_pass(vlm, prompt) if base is None else base
     found: dict[int, Generation] = {}
-    with tqdm(
-        total=len(arms),
-        desc=progress if isinstance(progress, str) else None,
-        unit="run",
-        delay=1,
-        disable=True if progress is False else None,
-    ) as bar:
+    with bar_of(len(arms), progress) as bar:
         for members in _chunks(items, most, max_new_tokens - 1):
             together = _Arms(vlm, base, setting, [items[i] for i in members], sources)
             answers = _spoken(together, max_new_tokens, ends_of(vlm.hf_model))
@@ -87,11 +81,8 @@ def _most_arm_rows(
     batch_tokens: int | None,
 ) -> int:
     costs = Costs(vlm.cfg, setting.reads, WORTH_TWO_CALLS)
-    every = (part for arm in arms for part in parts(arm))
-    cuts = [part for part in every if isinstance(part, Knockout)]
-    by_head = any(cut.heads is not None for cut in cuts)
-    row_bytes = costs.row_bytes(cuts=bool(cuts), cuts_by_head=by_head)
-    return most_rows(vlm.cfg, row_bytes + costs.kept_bytes(), batch_tokens)
+    row_bytes = costs.row_bytes(arms) + costs.kept_bytes()
+    return most_rows(vlm.cfg, row_bytes, batch_tokens)
 
 
 def _chunks(items: Sequence[Item], most: int, more: int) -> Iterator[tuple[int, ...]]:
