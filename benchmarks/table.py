@@ -81,7 +81,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         " of repetitions in turns, answers compared first. *Kept prefix* is the loop"
         " over a KV cache of what stands before the first changed position; *of the"
         " bound* is the speed-up's share of what the fewest possible operations allow;"
-        " `-` cannot express it."
+        " `-`: it cannot express this, or was not run at this size."
     )
     head = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
     return "\n".join([words, "", *head, *rows, ""])

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from mechvlm.errors import MetricError, PromptError
 from mechvlm.interventions import Intervention, listed
 from mechvlm.metrics import Metric
-from mechvlm.models.base import Base, base_pass, read_out
 from mechvlm.models.checking import check_all, warn_of_hooks
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources
-from mechvlm.models.packing import check_rows
-from mechvlm.models.rows import RowPass
+from mechvlm.models.rowwise.base import Base, base_pass, read_out
+from mechvlm.models.rowwise.packing import check_rows
+from mechvlm.models.rowwise.rows import RowPass
 from mechvlm.plan import Plan, planned
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt

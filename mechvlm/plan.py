@@ -18,14 +18,14 @@ from mechvlm.interventions import (
     parts,
 )
 from mechvlm.layout import Positions
-from mechvlm.models.batches import Item
 from mechvlm.models.checking import check_all
-from mechvlm.models.costs import Costs
-from mechvlm.models.edits import ENTERED, LEFT, place_of
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import unused
-from mechvlm.models.packing import Pass, check_rows, most_rows, packed
-from mechvlm.models.rows import WORTH_TWO_CALLS
+from mechvlm.models.rowwise.batches import Item
+from mechvlm.models.rowwise.costs import Costs
+from mechvlm.models.rowwise.edits import ENTERED, LEFT, place_of
+from mechvlm.models.rowwise.packing import Pass, check_rows, most_rows, packed
+from mechvlm.models.rowwise.rows import WORTH_TWO_CALLS
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.sites import Site

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechvlm.errors import EngineError, RunError, SiteError
-from mechvlm.models.base import Base, base_pass
 from mechvlm.models.checking import check_site
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.rowwise.base import Base, base_pass
 from mechvlm.prompts import Prompt
 from mechvlm.sites import COMPONENTS, Component, Site
 

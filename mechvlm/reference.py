@@ -25,7 +25,7 @@ from mechvlm.metrics import Metric
 from mechvlm.models.checking import check_all
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources, hooks_of, unused
-from mechvlm.models.packing import check_rows
+from mechvlm.models.rowwise.packing import check_rows
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, record

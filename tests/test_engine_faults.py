@@ -13,7 +13,8 @@ import mechvlm as mv
 from mechvlm import Ablate, Knockout, Patch, PathPatch, Positions, Site, reference
 from mechvlm.cone import Cones, Reads
 from mechvlm.errors import InterventionError, MechVLMWarning
-from mechvlm.models import attention, rows
+from mechvlm.models import attention
+from mechvlm.models.rowwise import rows
 
 # --- a wrong cone is caught -----------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 
 import mechvlm as mv
 from mechvlm import Ablate, Knockout, Patch, PathPatch, Positions, Site
-from mechvlm.models.row_attention import Masks
+from mechvlm.models.rowwise.row_attention import Masks
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

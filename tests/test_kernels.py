@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mechvlm.interventions import Knockout
 from mechvlm.layout import Positions
-from mechvlm.models.kernels import kernel_for, merged, plain, removal
-from mechvlm.models.row_attention import Attention, Group, Masks, Shared
+from mechvlm.models.rowwise.kernels import kernel_for, merged, plain, removal
+from mechvlm.models.rowwise.row_attention import Attention, Group, Masks, Shared
 
 SCALE = 0.3
 BOUNDS = {
@@ -100,7 +100,7 @@ def test_a_device_that_is_not_known_gets_the_plain_kernel():
 
 
 def test_a_kernel_that_lacks_a_type_or_errs_is_not_taken(monkeypatch):
-    from mechvlm.models import kernels
+    from mechvlm.models.rowwise import kernels
 
     def lacking(*_, **__):
         raise RuntimeError("not implemented for this type")

@@ -14,7 +14,7 @@ from sweeping import KINDS, every_intervention, scene_of
 import mechvlm as mv
 from mechvlm import Ablate, Knockout, Patch, PathPatch, Positions, Site
 from mechvlm.interventions import parts
-from mechvlm.models import rows
+from mechvlm.models.rowwise import rows
 
 GROUPED = KINDS[1]
 N, LAST = 27, 26  # positions of its prompt

@@ -1,6 +1,8 @@
 """What the README shows to a stranger runs as it stands."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -25,3 +27,10 @@ def test_what_it_points_to_is_there():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert "docs/patching.png" in links
     assert not [link for link in links if not (here / link).exists()]
+
+
+def test_its_table_is_that_of_the_last_benchmarks():
+    script = Path(__file__).parents[1] / "benchmarks" / "table.py"
+    words = [sys.executable, str(script), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

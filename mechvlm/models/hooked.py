@@ -16,10 +16,8 @@ from mechvlm.errors import FamilyError, LayerError, PromptError
 from mechvlm.interventions import Intervention, listed
 from mechvlm.models import families
 from mechvlm.models.attention import listening
-from mechvlm.models.base import Based
 from mechvlm.models.checking import warn_of_hooks
 from mechvlm.models.config import Config, device_of
-from mechvlm.models.decoding import generate_many
 from mechvlm.models.family import Layer, submodule
 from mechvlm.models.generation import Generation, generate
 from mechvlm.models.hooks import Hooks
@@ -28,6 +26,8 @@ from mechvlm.models.lowering import RunLike, Sources
 from mechvlm.models.passes import setting_of, skipped, stopped
 from mechvlm.models.points import Block, Norm, VisionEncoder, VisionProjector
 from mechvlm.models.prompting import ImageLike, Prompter
+from mechvlm.models.rowwise.base import Based
+from mechvlm.models.rowwise.decoding import generate_many
 from mechvlm.models.setting import Setting
 from mechvlm.models.taps import Tapped, taps
 from mechvlm.prompts import Prompt

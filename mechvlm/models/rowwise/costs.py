@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mechvlm.cone import Reads, Step
 from mechvlm.interventions import Intervention, Knockout, parts
 from mechvlm.models.config import Config
-from mechvlm.models.kernels import kernel_for, plain
+from mechvlm.models.rowwise.kernels import kernel_for, plain
 
 __all__ = ["Costs"]
 

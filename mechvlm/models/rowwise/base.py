@@ -18,7 +18,7 @@ from mechvlm.errors import EngineError
 from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.config import Config
 from mechvlm.models.family import Family
-from mechvlm.models.row_attention import Shared
+from mechvlm.models.rowwise.row_attention import Shared
 from mechvlm.models.setting import Setting
 from mechvlm.models.taps import Tapped
 from mechvlm.prompts import Prompt

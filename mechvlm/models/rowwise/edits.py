@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechvlm.interventions import Ablate, Add, Intervention, Patch, parts
-from mechvlm.models.batches import Placed
 from mechvlm.models.lowering import Sources
+from mechvlm.models.rowwise.batches import Placed
 from mechvlm.sites import Site
 
 __all__ = [

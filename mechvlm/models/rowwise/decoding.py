@@ -18,9 +18,6 @@ from torch import Tensor, nn
 from mechvlm.cone import Cones
 from mechvlm.interventions import Intervention
 from mechvlm.models.attention import Answer, Asked, answering
-from mechvlm.models.base import Base, base_pass, read_out
-from mechvlm.models.batches import Item, Placed
-from mechvlm.models.costs import Costs
 from mechvlm.models.generation import (
     Generation,
     Speaker,
@@ -30,11 +27,14 @@ from mechvlm.models.generation import (
     said,
 )
 from mechvlm.models.lowering import Sources
-from mechvlm.models.packing import most_rows, packed
 from mechvlm.models.passes import stopped
-from mechvlm.models.row_attention import Attention, Group, Shared
-from mechvlm.models.rows import WORTH_TWO_CALLS, Keys, RowPass
-from mechvlm.models.script import BEFORE, BEHIND, Script
+from mechvlm.models.rowwise.base import Base, base_pass, read_out
+from mechvlm.models.rowwise.batches import Item, Placed
+from mechvlm.models.rowwise.costs import Costs
+from mechvlm.models.rowwise.packing import most_rows, packed
+from mechvlm.models.rowwise.row_attention import Attention, Group, Shared
+from mechvlm.models.rowwise.rows import WORTH_TWO_CALLS, Keys, RowPass
+from mechvlm.models.rowwise.script import BEFORE, BEHIND, Script
 from mechvlm.models.setting import Setting
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt

@@ -10,8 +10,8 @@ import torch
 
 from mechvlm.cone import Step
 from mechvlm.errors import InterventionError
-from mechvlm.models.batches import Item
 from mechvlm.models.config import Config
+from mechvlm.models.rowwise.batches import Item
 
 __all__ = ["Pass", "check_rows", "most_rows", "packed"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechvlm.cone import Step
 from mechvlm.interventions import Intervention
-from mechvlm.models.row_attention import Cuts, Group
+from mechvlm.models.rowwise.row_attention import Cuts, Group
 from mechvlm.sites import Site
 
 __all__ = ["Batch", "Item", "Placed", "State"]

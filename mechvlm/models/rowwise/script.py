@@ -14,8 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechvlm.interventions import Knockout, parts
-from mechvlm.models.batches import Item, Placed
-from mechvlm.models.edits import (
+from mechvlm.models.family import Layer
+from mechvlm.models.lowering import Sources
+from mechvlm.models.rowwise.batches import Item, Placed
+from mechvlm.models.rowwise.edits import (
     ENTERED,
     LEFT,
     Write,
@@ -24,9 +26,7 @@ from mechvlm.models.edits import (
     place_of,
     writes_of,
 )
-from mechvlm.models.family import Layer
-from mechvlm.models.lowering import Sources
-from mechvlm.models.row_attention import Cuts, Masks
+from mechvlm.models.rowwise.row_attention import Cuts, Masks
 from mechvlm.models.taps import output_weights, tap_site
 from mechvlm.sites import Component, Site
 

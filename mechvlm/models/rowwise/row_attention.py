@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechvlm.interventions import Knockout
 from mechvlm.layout import Positions
-from mechvlm.models.kernels import Kernel, kernel_for, merged, plain, removal
+from mechvlm.models.rowwise.kernels import Kernel, kernel_for, merged, plain, removal
 
 __all__ = ["Attention", "Cuts", "Group", "Masks", "Shared"]
 

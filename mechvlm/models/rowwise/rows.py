@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from mechvlm.cone import Step
 from mechvlm.models.attention import Answer, Asked, answering
-from mechvlm.models.base import Backbone, Base
-from mechvlm.models.batches import Batch, Item, State
 from mechvlm.models.family import Layer
 from mechvlm.models.lowering import Sources
-from mechvlm.models.row_attention import Attention
-from mechvlm.models.script import BEFORE, BEHIND, Script
+from mechvlm.models.rowwise.base import Backbone, Base
+from mechvlm.models.rowwise.batches import Batch, Item, State
+from mechvlm.models.rowwise.row_attention import Attention
+from mechvlm.models.rowwise.script import BEFORE, BEHIND, Script
 
 __all__ = ["WORTH_TWO_CALLS", "Keys", "RowPass"]
 
