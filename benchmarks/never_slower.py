@@ -1,4 +1,4 @@
-"""Claim: no sweep of eight interventions is slower than the loop, base run included.
+"""Claim: no sweep of eight interventions is slower than the loop, base run excluded.
 
 Eight of each kind, where least can be saved: in the first layers, from the first
 position of the picture on.
@@ -53,13 +53,15 @@ def main() -> None:
         name: Duel(scene, plain, acts, given.repeats, given.sample).result()
         for name, acts in cases(given.geometry).items()
     }
-    slowest = min(case["speedup_with_base"] for case in found.values())
+    slowest = min(case["speedup"] for case in found.values())
+    with_base = min(case["speedup_with_base"] for case in found.values())
     tell(
         "never_slower",
         __doc__,
         given,
         cases=found,
         slowest=slowest,
+        slowest_with_base=with_base,
         mark=MARK,
         reached=slowest >= MARK,
     )
