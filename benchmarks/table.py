@@ -51,6 +51,7 @@ def row(name: str, layers: int, found: dict[str, Any]) -> str:
         str(found["interventions"]),
         f"**{digits(ours['median'])}** ({low}-{high})",
         digits(found["speedup_with_base"]["mechvlm"]["median"]),
+        digits(whole["median"]) if (whole := found["speedup_all_logits"]) else "",
         *(
             digits(found["speedup"][who]["median"]) if who in found["speedup"] else "-"
             for who in COLUMNS
@@ -67,6 +68,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         return ""
     setting = sweeps[0]["setting"]
     heads = ["what is swept", "layers", "runs", "mechvlm", "with base run"]
+    heads += ["all logits"]
     heads += [*COLUMNS.values(), "of the bound"]
     rows = [
         row(name, line["setting"]["layers"], found)
@@ -78,7 +80,9 @@ def table(lines: list[dict[str, Any]]) -> str:
         f" random LLaVAs of {setting['image_positions']} image tokens and"
         f" {setting['positions']} positions, {setting['dtype']}, {setting['device']},"
         f" threads: {setting['threads']}, torch {setting['torch']}. Medians (and range)"
-        " of repetitions in turns, answers compared first. *Kept prefix* is the loop"
+        " of repetitions in turns, answers compared first. mechvlm reads a logit"
+        " difference of every run, and with *all logits* the whole vocabulary, as the"
+        " others do at the last position. *Kept prefix* is the loop"
         " over a KV cache of what stands before the first changed position; *of the"
         " bound* is the speed-up's share of what the fewest possible operations allow;"
         " `-`: it cannot express this, or was not run at this size."

@@ -138,12 +138,11 @@ def removed(act: Act, rows: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def bare(scene: Scene, layers: list[Work], n_acts: int) -> None:
+def bare(scene: Scene, layers: list[Work]) -> None:
     """These matrix products and nothing else, with the model's own weights."""
     model = scene.vlm.hf_model
     for work, layer in zip(layers, model.model.language_model.layers, strict=True):
         bare_layer(scene.geometry, work, layer)
-    bare_linear(n_acts, model.lm_head.weight)
 
 
 def bare_layer(geometry: Geometry, work: Work, layer: Any) -> None:
