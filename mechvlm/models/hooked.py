@@ -290,8 +290,9 @@ class HookedVLM(Doors, Hooks):
             >>> import mechvlm as mv
             >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=0)
             >>> prompt = vlm.prompt("describe the image .", scene.image)
-            >>> image, new = prompt.layout["image"], mv.Positions.of(range(94, 99))
-            >>> blind = [mv.Knockout(range(l, 8), new, image) for l in (0, 4)]
+            >>> at = prompt.layout
+            >>> new = mv.Positions.of(range(at.n, at.n + 4))
+            >>> blind = [mv.Knockout(range(l, 8), new, at["image"]) for l in (0, 4)]
             >>> len(vlm.generate_many(prompt, [mv.NOTHING, *blind], max_new_tokens=5))
             3
         """
