@@ -56,7 +56,8 @@ def row(name: str, layers: int, found: dict[str, Any]) -> str:
             digits(found["speedup"][who]["median"]) if who in found["speedup"] else "-"
             for who in COLUMNS
         ),
-        f"{100 * found['share_of_bound']:.0f} %",
+        # Paths that go through no layer leave next to nothing to compute.
+        f"{100 * found['share_of_bound']:.0f} %" if found["bound"] < 1e4 else "-",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -85,7 +86,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         " others do at the last position. *Kept prefix* is the loop"
         " over a KV cache of what stands before the first changed position; *of the"
         " bound* is the speed-up's share of what the fewest possible operations allow;"
-        " `-`: it cannot express this, or was not run at this size."
+        " `-`: it cannot express this, was not run at this size, or has no such bound."
     )
     head = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
     return "\n".join([words, "", *head, *rows, ""])
