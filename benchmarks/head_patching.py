@@ -5,25 +5,7 @@ python benchmarks/head_patching.py --size s --repeats 5 --device cpu --dtype flo
 
 from __future__ import annotations
 
-from arena.command import tell, told
-from arena.contest import held
-from arena.ring import Ring
-
-SWEEPS = (
-    "S2",
-    "S2text",
-    "S2last",
-)
-
-
-def main() -> None:
-    """Compare, time and print one line."""
-    given = told(__doc__, repeats=3)
-    with Ring.open(given) as ring:
-        found = held(ring, SWEEPS)
-        libraries = ring.versions
-    tell("head_patching", __doc__, given, libraries=libraries, sweeps=found)
-
+from arena.contest import claim
 
 if __name__ == "__main__":
-    main()
+    claim("head_patching", __doc__, ("S2", "S2text", "S2last"), repeats=3)

@@ -20,13 +20,17 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechvlm.interventions import Intervention, Knockout, PathPatch, parts
+from mechvlm.sites import Site
 
 __all__ = [
+    "ENTERED",
+    "LEFT",
     "Cells",
     "Cones",
     "Reads",
     "Step",
     "cells_of",
+    "place_of",
     "positions_of",
     "reach",
     "span",
@@ -34,6 +38,25 @@ __all__ = [
 
 Cells = int
 """A set of positions: bit p stands for position p."""
+
+
+LEFT, ENTERED = "left", "entered"
+"""The stream between two layers: as the first leaves it, and as it enters the next."""
+
+
+def place_of(site: Site) -> tuple[int, str]:
+    """Layer and component under which a site is found; the stream's by where it goes.
+
+    Example:
+        >>> place_of(Site("resid_post", 3)), place_of(Site("resid_pre", 4))
+        ((4, 'left'), (4, 'entered'))
+    """
+    layer = site.layer or 0
+    if site.component == "resid_post":
+        return layer + 1, LEFT
+    if site.component in ("embed", "resid_pre"):
+        return layer, ENTERED
+    return layer, site.component
 
 
 def cells_of(positions: Iterable[int]) -> Cells:
@@ -236,17 +259,13 @@ class Cones:
             self._known[touched] = tuple(self._steps(touched))
         return self._known[touched]
 
-    def felt(self, layer: int, place: str) -> Cells:
-        """Positions at which an activation matters to the answer.
-
-        Args:
-            layer: The layer; for the stream the one that it enters.
-            place: "stream", "keys" (or values), or "rows" for all else in a layer.
-        """
-        if place == "stream":
+    def felt(self, site: Site) -> Cells:
+        """Positions at which an activation matters to the answer."""
+        layer, place = place_of(site)
+        if place in (LEFT, ENTERED):
             return self._needed[layer]
         needed = self._needed[layer + 1]
-        return self.reads.sources(layer, needed) if place == "keys" else needed
+        return self.reads.sources(layer, needed) if place in ("k", "v") else needed
 
     def _steps(self, touched: _Touches) -> Iterator[Step]:
         stream, keys, queries, late = (
@@ -291,7 +310,7 @@ class _Touches(NamedTuple):
     late: tuple[tuple[int, Cells], ...]  # behind the attention
 
 
-_STAGE = {"embed": 0, "resid_pre": 0, "resid_post": 0, "k": 1, "v": 1, "q": 2}
+_STAGE = {LEFT: 0, ENTERED: 0, "k": 1, "v": 1, "q": 2}
 
 
 def _touches(intervention: Intervention) -> _Touches:
@@ -304,8 +323,7 @@ def _touches(intervention: Intervention) -> _Touches:
             for layer in part.layers:
                 found[2][layer] = found[2].get(layer, 0) | target
             continue
-        component, layer = part.site.component, part.site.layer or 0
-        layer += component == "resid_post"
-        stage = found[_STAGE.get(component, 3)]
+        layer, place = place_of(part.site)
+        stage = found[_STAGE.get(place, 3)]
         stage[layer] = stage.get(layer, 0) | cells_of(part.at)
     return _Touches(*(tuple(sorted(each.items())) for each in found))

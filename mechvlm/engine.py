@@ -21,7 +21,7 @@ from mechvlm.models.rowwise.rows import RowPass
 from mechvlm.plan import Plan, planned
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
-from mechvlm.record import Run
+from mechvlm.record import Run, prompt_of
 from mechvlm.reference import intervene as by_whole_passes
 
 __all__ = ["intervene"]
@@ -83,7 +83,7 @@ def intervene(
     todo = listed(interventions)
     sources = Sources(runs or {}, vectors or {})
     given = prompt.base if isinstance(prompt, Run) else None
-    asked = prompt.prompt if isinstance(prompt, Run) else prompt
+    asked = prompt_of(prompt)
     if given is not None:
         given.check(vlm)
     reads = None if given is None else given.reads

@@ -9,7 +9,7 @@ from operator import or_
 
 from torch import Tensor
 
-from mechvlm.cone import Cells, Cones, Reads, Step, cells_of, positions_of, span
+from mechvlm.cone import Cones, Reads, Step, cells_of, place_of, positions_of, span
 from mechvlm.interventions import (
     Intervention,
     Patch,
@@ -23,11 +23,9 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import unused
 from mechvlm.models.rowwise.batches import Item
 from mechvlm.models.rowwise.costs import Costs
-from mechvlm.models.rowwise.edits import ENTERED, LEFT, place_of
 from mechvlm.models.rowwise.packing import Pass, check_rows, most_rows, packed
-from mechvlm.models.rowwise.rows import WORTH_TWO_CALLS
 from mechvlm.prompts import Prompt
-from mechvlm.record import Run
+from mechvlm.record import Run, prompt_of
 from mechvlm.sites import Site
 
 __all__ = ["Pass", "Plan", "Stage", "plan"]
@@ -138,7 +136,7 @@ def plan(
         (1, True)
     """
     base = prompt.base if isinstance(prompt, Run) else None
-    asked = prompt.prompt if isinstance(prompt, Run) else prompt
+    asked = prompt_of(prompt)
     check_rows(batch_tokens)
     reads = vlm.setting(asked).reads if base is None else base.reads
     todo = listed(interventions)
@@ -153,7 +151,7 @@ def planned(
     batch_tokens: int | None,
 ) -> Plan:
     """The plan of checked interventions; see `plan`."""
-    costs = Costs(vlm.cfg, reads, WORTH_TWO_CALLS)
+    costs = Costs(vlm.cfg, reads)
     cones = Cones(reads, reads.n - 1)
     plain, stages = _without_paths(todo, cones)
     items = tuple(Item(each, cones.of(each)) for each in plain)
@@ -215,7 +213,7 @@ def _stage(name: str, path: PathPatch, cones: Cones) -> Stage | None:
     """
     n = cones.reads.n
     wanted = (1 << n) - 1 if path.to is None else cells_of(path.to)
-    felt = {site: wanted & _felt(site, cones) for site in path.receivers}
+    felt = {site: wanted & cones.felt(site) for site in path.receivers}
     to = {site: Positions.of(positions_of(cells)) for site, cells in felt.items()}
     to = {site: positions for site, positions in to.items() if positions}
     if not to:
@@ -230,13 +228,6 @@ def _stage(name: str, path: PathPatch, cones: Cones) -> Stage | None:
         for layer in range(min(layers), max(layers) + 1)
     )
     return Stage(name, Item(sent, steps, hears=tuple(to)), to)
-
-
-def _felt(site: Site, cones: Cones) -> Cells:
-    layer, place = place_of(site)
-    if place in (LEFT, ENTERED):
-        return cones.felt(layer, "stream")
-    return cones.felt(layer, "keys" if place in ("k", "v") else "rows")
 
 
 def _in_words(n_bytes: int | float) -> str:

@@ -266,7 +266,7 @@ def test_a_base_run_of_other_weights_is_refused(change):
 # --- prompts and models of other forms ------------------------------------------------
 
 
-def of_prompts(vlm, prompt, other):
+def check_prompts(vlm, prompt, other):
     """Every eighth intervention on these prompts."""
     scene = sweeping.Scene.of(vlm, prompt, other)
     moved = check(scene, every_intervention(scene)[::17], None, 9)
@@ -280,7 +280,7 @@ def test_padding_on_the_left(kind):
     prompts = (
         tiny.ask(vlm, sweeping.QUESTION, tiny.picture(seed)) for seed in range(2)
     )
-    of_prompts(vlm, *(prompt.left_padded(n_pad, 0) for prompt in prompts))
+    check_prompts(vlm, *(prompt.left_padded(n_pad, 0) for prompt in prompts))
     padded = replace(scene, prompt=scene.prompt.left_padded(n_pad, 0))
     assert list(padded.prompt.layout["pad"]) == list(range(n_pad))
     check_equal(scene, padded.engine([mv.NOTHING]), scene.engine([mv.NOTHING]))
@@ -327,7 +327,7 @@ def test_what_is_generated_is_a_prompt_too(kind):
 @pytest.mark.parametrize("kind", [*tiny.KINDS[1:3], tiny.GEMMA_KINDS[1]], ids=str)
 def test_the_attention_that_a_model_was_loaded_with(kind, attention):
     vlm = mv.HookedVLM(*tiny.build(kind, attention=attention))
-    of_prompts(
+    check_prompts(
         vlm, *(tiny.ask(vlm, sweeping.QUESTION, tiny.picture(i)) for i in (0, 1))
     )
     assert vlm.hf_model.config.text_config._attn_implementation == attention
@@ -336,6 +336,6 @@ def test_the_attention_that_a_model_was_loaded_with(kind, attention):
 def test_the_demo(demo):
     """Trained weights attend sharply, and its prompts are those that people use."""
     scenes = [mv.scenes.sample(seed=seed).image for seed in range(2)]
-    of_prompts(
+    check_prompts(
         demo, *(demo.prompt("how many objects are there ?", one) for one in scenes)
     )

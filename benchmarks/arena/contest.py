@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from arena import cost
+from arena.command import tell, told
 from arena.ours import Ours
 from arena.ring import Ring
 from arena.rivals import LEAST_S, LeftOut, Rival, spread, sweep_of, synchronised
@@ -39,9 +40,13 @@ class WrongAnswerError(AssertionError):
     """An answer that is not the plain loop's, so that its speed means nothing."""
 
 
-def held(ring: Ring, names: Iterable[str]) -> dict[str, Any]:
-    """The results of some sweeps by their names."""
-    return {name: Contest(ring, name).result() for name in names}
+def claim(bench: str, doc: str | None, names: Iterable[str], repeats: int = 5) -> None:
+    """Compare, time and print one line: a claim about some sweeps."""
+    given = told(doc, repeats=repeats)
+    with Ring.open(given) as ring:
+        found = {name: Contest(ring, name).result() for name in names}
+        libraries = ring.versions
+    tell(bench, doc, given, libraries=libraries, sweeps=found)
 
 
 @dataclass

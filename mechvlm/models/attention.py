@@ -7,7 +7,7 @@ computed one by one only in layers where a hook waits; elsewhere SDPA runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -94,24 +94,27 @@ def listening(config: Any, points: dict[nn.Module, AttentionPoints]) -> Iterator
 
 
 @contextmanager
-def answering(config: Any, answers: dict[nn.Module, Answer]) -> Iterator[None]:
-    """Let functions answer for the attention of these modules, for a while.
+def answering(
+    config: Any, modules: Sequence[nn.Module], answer: Answer
+) -> Iterator[None]:
+    """Let a function answer for the attention of these modules, for a while.
 
     Args:
         config: Config of the language backbone; its attention is switched and restored.
-        answers: Attention module -> what gives its output, or None for the usual way.
+        modules: Attention modules.
+        answer: What gives their output, or None for the usual way.
     """
-    if any(module in _ANSWERING for module in answers):
+    if any(module in _ANSWERING for module in modules):
         raise EngineError(
             "this model is in the middle of a sweep, and serves one at a time. Record"
             " runs before the sweep that uses them, and sweep from one thread."
         )
-    _ANSWERING.update(answers)
+    _ANSWERING.update(dict.fromkeys(modules, answer))
     try:
         with _switched(config):
             yield
     finally:
-        for module in answers:
+        for module in modules:
             _ANSWERING.pop(module, None)
 
 

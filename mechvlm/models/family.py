@@ -131,7 +131,7 @@ def uncapped(_: HFConfig) -> None:
     """Logits that leave the model as the unembedding made them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One family of vision-language models.
 
@@ -164,11 +164,11 @@ class Family:
     architecture: str
     backbones: Mapping[str, Decoder]
     towers: Mapping[str, Tower]
-    language_model: str
-    head: str
-    vision_tower: str
-    projector: str
-    pixels: frozenset[str]
+    language_model: str = "model.language_model"
+    head: str = "lm_head"
+    vision_tower: str = "model.vision_tower"
+    projector: str = "model.multi_modal_projector"
+    pixels: frozenset[str] = frozenset({"pixel_values"})
     accepts: frozenset[str]
     image_token: Callable[[HFConfig], int]
     grid_shape: Callable[[HFConfig], tuple[int, int]]

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from mechvlm.cone import Reads
 from mechvlm.errors import InterventionError, MechVLMWarning
 from mechvlm.interventions import Intervention, Knockout, PathPatch, parts
 from mechvlm.layout import Layout
@@ -88,7 +89,8 @@ def generate(
     sources: Sources,
 ) -> Generation:
     """Continue a prompt greedily; see `HookedVLM.generate`."""
-    check_arms(vlm, prompt, max_new_tokens, [intervention], sources)
+    longer = longest(prompt, max_new_tokens)
+    check_arms(vlm, longer, [intervention], sources)
     ends = ends_of(vlm.hf_model)
     # A plain cache: one that drops old keys would break "key index == position".
     inputs: dict[str, Any] = dict(prompt.inputs) | {"past_key_values": DynamicCache()}
@@ -108,31 +110,41 @@ def longest(prompt: Prompt, max_new_tokens: int) -> Prompt:
     """The prompt with all new tokens that may be fed back in, as yet unknown ones.
 
     The last new token is chosen but never fed back in, so its row is not computed.
+
+    Raises:
+        InterventionError: There is no new token.
     """
+    if max_new_tokens < 1:
+        raise InterventionError(f"max_new_tokens={max_new_tokens}: wanted at least 1.")
     new = torch.zeros(max_new_tokens - 1, dtype=torch.long)
     return prompt.extended(new, tuple("" for _ in new)) if len(new) else prompt
 
 
 def check_arms(
     vlm: Speaker,
-    prompt: Prompt,
-    max_new_tokens: int,
+    longer: Prompt,
     arms: Sequence[Intervention],
     sources: Sources,
+    reads: Reads | None = None,
 ) -> None:
     """Refuse what cannot be applied to the prompt and the tokens after it.
+
+    Args:
+        vlm: The model.
+        longer: The prompt with the tokens after it; see `longest`.
+        arms: What is to be done.
+        sources: The named runs and vectors.
+        reads: Who may read whom, where that is known already.
 
     Raises:
         InterventionError: And its kinds; see `checking.check`.
     """
-    if max_new_tokens < 1:
-        raise InterventionError(f"max_new_tokens={max_new_tokens}: wanted at least 1.")
     if any(isinstance(part, PathPatch) for arm in arms for part in parts(arm)):
         raise InterventionError(
             "PathPatch consists of several runs of a prompt and is not defined while"
             " generating; use intervene on the prompt, extended by what was generated."
         )
-    check_all(vlm, longest(prompt, max_new_tokens), arms, sources)
+    check_all(vlm, longer, arms, sources, reads)
 
 
 def said(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mechvlm.errors import HookError
 from mechvlm.models.setting import Setting
 
-__all__ = ["setting_of", "skipped", "stopped"]
+__all__ = ["exchanged", "setting_of", "skipped", "stopped"]
 
 
 class _PassThrough(nn.Module):
@@ -46,13 +46,14 @@ class _Stop(Exception):  # noqa: N818 - it ends a pass, it is no error
 
 
 @contextmanager
-def _exchanged(language_model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
-    before = language_model.get_submodule("layers")
-    language_model.register_module("layers", nn.ModuleList(layers))
+def exchanged(parent: nn.Module, name: str, stand_in: nn.Module) -> Iterator[None]:
+    """Put a module in the place of a child, for a while."""
+    before = parent.get_submodule(name)
+    parent.register_module(name, stand_in)
     try:
         yield
     finally:
-        language_model.register_module("layers", before)
+        parent.register_module(name, before)
 
 
 @contextmanager
@@ -64,7 +65,8 @@ def skipped(language_model: nn.Module, start: int) -> Iterator[None]:
     layers = list(language_model.get_submodule("layers").children())
     # One stand-in each: a module counts a child that comes twice only once.
     stand_ins = [_PassThrough() for _ in range(start)]
-    with _exchanged(language_model, [*stand_ins, *layers[start:]]):
+    rest = nn.ModuleList([*stand_ins, *layers[start:]])
+    with exchanged(language_model, "layers", rest):
         yield
 
 
@@ -96,7 +98,7 @@ def setting_of(language_model: nn.Module, run: Callable[[], object], n: int) -> 
     """
     seen: list[dict[str, Any]] = []
     n_layers = len(list(language_model.get_submodule("layers").children()))
-    recorders: list[nn.Module] = [_Recorder(seen) for _ in range(n_layers)]
-    with _exchanged(language_model, recorders):
+    recorders = nn.ModuleList(_Recorder(seen) for _ in range(n_layers))
+    with exchanged(language_model, "layers", recorders):
         stopped(language_model, n_layers, run)
     return Setting.of([called.get("attention_mask") for called in seen], seen, n)

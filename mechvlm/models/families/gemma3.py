@@ -41,11 +41,6 @@ GEMMA_3 = Family(
     architecture="Gemma3ForConditionalGeneration",
     backbones={"gemma3_text": GEMMA3},
     towers={"siglip_vision_model": SIGLIP},
-    language_model="model.language_model",
-    head="lm_head",
-    vision_tower="model.vision_tower",
-    projector="model.multi_modal_projector",
-    pixels=frozenset({"pixel_values"}),
     accepts=frozenset(
         {
             "boi_token_index",

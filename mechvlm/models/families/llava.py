@@ -30,11 +30,6 @@ LLAVA = Family(
     architecture="LlavaForConditionalGeneration",
     backbones={"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "gemma2": GEMMA2},
     towers={"clip_vision_model": CLIP, "siglip_vision_model": SIGLIP},
-    language_model="model.language_model",
-    head="lm_head",
-    vision_tower="model.vision_tower",
-    projector="model.multi_modal_projector",
-    pixels=frozenset({"pixel_values"}),
     accepts=frozenset(
         {
             "image_seq_length",

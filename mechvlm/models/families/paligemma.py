@@ -34,11 +34,6 @@ PALIGEMMA = Family(
     architecture="PaliGemmaForConditionalGeneration",
     backbones={"gemma": GEMMA, "gemma2": GEMMA2},
     towers={"siglip_vision_model": SIGLIP},
-    language_model="model.language_model",
-    head="lm_head",
-    vision_tower="model.vision_tower",
-    projector="model.multi_modal_projector",
-    pixels=frozenset({"pixel_values"}),
     accepts=frozenset(
         {
             "_vocab_size",

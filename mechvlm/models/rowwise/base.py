@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from mechvlm.cone import Reads
 from mechvlm.errors import EngineError
-from mechvlm.models.attention import Answer, Asked, answering
+from mechvlm.models.attention import Asked, answering
 from mechvlm.models.config import Config
 from mechvlm.models.family import Family
 from mechvlm.models.rowwise.row_attention import Shared
@@ -162,8 +162,9 @@ def base_pass(vlm: Backbone, prompt: Prompt) -> Base:
             stack.callback(layer.o.register_forward_pre_hook(heard.project).remove)
         norm = vlm.tapped.ln_final.norm
         stack.callback(norm.register_forward_pre_hook(heard.leave).remove)
-        attend: dict[nn.Module, Answer] = {layer.attn: heard.attend for layer in layers}
-        stack.enter_context(answering(vlm.tapped.text_config, attend))
+        attentions = [layer.attn for layer in layers]
+        config = vlm.tapped.text_config
+        stack.enter_context(answering(config, attentions, heard.attend))
         given = {**prompt.inputs, "use_cache": False, "logits_to_keep": 1}
         logits: Tensor = vlm.hf_model(**given).logits[0, -1]
     weights = _weights(vlm.hf_model)

@@ -73,7 +73,6 @@ class Batch:
         groups: list[Group] = []
         first_row = first_out = 0
         for (rows, out), items in alike.items():
-            active = tuple(map(cuts, items))
             groups.append(
                 Group(
                     items=tuple(items),
@@ -81,7 +80,7 @@ class Batch:
                     out=out,
                     first_row=first_row,
                     first_out=first_out,
-                    cuts=active if any(active) else (),
+                    cuts=tuple(map(cuts, items)),
                 )
             )
             first_row += groups[-1].n_rows

@@ -9,6 +9,7 @@ from mechvlm.cone import Reads, Step
 from mechvlm.interventions import Intervention, Knockout, parts
 from mechvlm.models.config import Config
 from mechvlm.models.rowwise.kernels import kernel_for, plain
+from mechvlm.models.rowwise.rows import WORTH_TWO_CALLS
 
 __all__ = ["Costs"]
 
@@ -22,13 +23,10 @@ class Costs:
     Attributes:
         cfg: The model's numbers.
         reads: Who may read whom.
-        two_calls: Share of rows with needed output below which keys and values get a
-            call of their own.
     """
 
     cfg: Config
     reads: Reads
-    two_calls: float
 
     @property
     def into_heads(self) -> int:
@@ -73,7 +71,7 @@ class Costs:
             return self.unembedding
         if not step.attends:
             return rows * self.behind_heads
-        if out > self.two_calls * rows:
+        if out > WORTH_TWO_CALLS * rows:
             linear = rows * (self.into_heads + self.behind_heads)
             return linear + self.attention(step.layer, step.rows)
         linear = rows * self.into_heads + out * (self.into_heads + self.behind_heads)

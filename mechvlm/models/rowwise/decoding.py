@@ -8,12 +8,12 @@ those of the prompt, which they share.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mechvlm.cone import Cones
 from mechvlm.interventions import Intervention
@@ -31,9 +31,9 @@ from mechvlm.models.passes import stopped
 from mechvlm.models.rowwise.base import Base, base_pass, read_out
 from mechvlm.models.rowwise.batches import Item, Placed
 from mechvlm.models.rowwise.costs import Costs
-from mechvlm.models.rowwise.packing import most_rows, packed
-from mechvlm.models.rowwise.row_attention import Attention, Group, Shared
-from mechvlm.models.rowwise.rows import WORTH_TWO_CALLS, Keys, RowPass
+from mechvlm.models.rowwise.packing import check_rows, most_rows, packed
+from mechvlm.models.rowwise.row_attention import Attention, Group
+from mechvlm.models.rowwise.rows import Keys, RowPass
 from mechvlm.models.rowwise.script import BEFORE, BEHIND, Script
 from mechvlm.models.setting import Setting
 from mechvlm.progress import bar_of
@@ -57,8 +57,10 @@ def generate_many(
     """Continue a prompt greedily in each arm; see `HookedVLM.generate_many`."""
     if base is not None:
         base.check(vlm)
-    check_arms(vlm, prompt, max_new_tokens, arms, sources)
-    setting = vlm.setting(longest(prompt, max_new_tokens))
+    check_rows(batch_tokens)
+    longer = longest(prompt, max_new_tokens)
+    setting = vlm.setting(longer)
+    check_arms(vlm, longer, arms, sources, setting.reads)
     cones = Cones(setting.reads, prompt.layout.last)
     items = [Item(arm, cones.of(arm)) for arm in arms]
     most = _most_arm_rows(vlm, setting, arms, batch_tokens)
@@ -80,7 +82,7 @@ def _most_arm_rows(
     arms: Sequence[Intervention],
     batch_tokens: int | None,
 ) -> int:
-    costs = Costs(vlm.cfg, setting.reads, WORTH_TWO_CALLS)
+    costs = Costs(vlm.cfg, setting.reads)
     row_bytes = costs.row_bytes(arms) + costs.kept_bytes()
     return most_rows(vlm.cfg, row_bytes, batch_tokens)
 
@@ -195,10 +197,9 @@ class _Arms:
         here = range(at, at + 1)
         places = {arm: Placed(here, arm) for arm in range(n_arms)}
         rows = self._embedded(words)
-        answers: dict[nn.Module, Answer] = {
-            layer.attn: self._answer for layer in self._layers
-        }
-        with answering(self._vlm.tapped.text_config, answers):
+        attentions = [layer.attn for layer in self._layers]
+        config = self._vlm.tapped.text_config
+        with answering(config, attentions, self._answer):
             for number, layer in enumerate(self._layers):
                 rows = rows.to(self._base.stream[number].device)
                 rows = self._script.between(number, places, rows)
@@ -231,28 +232,21 @@ class _Arms:
 
     def _read(self, number: int, here: range, asked: Asked) -> Tensor:
         """Attention of one row of each arm, which becomes part of what it keeps."""
-        base, reads = self._base, self._setting.reads
-        shared = Shared(
-            base.key[number],
-            base.value[number],
-            reads.mask(number),
-            asked.scale,
-            asked.softcap,
-        )
+        mask = self._setting.reads.mask(number)
+        shared = replace(self._base.shared(number), mask=mask)
         attention = Attention(shared, self._script.masks)
         found = asked.query.new_empty(asked.query[0].transpose(0, 1).shape)
         for kept in self._kept[number]:
             arms, end = list(kept.arms), here.stop - kept.start
             kept.key[:, :, end - 1] = asked.key[0][:, arms].transpose(0, 1)
             kept.value[:, :, end - 1] = asked.value[0][:, arms].transpose(0, 1)
-            cuts = tuple(self._script.cuts(number, arm) for arm in arms)
             group = Group(
-                kept.arms,
-                range(kept.start, here.stop),
-                here,
-                0,
-                0,
-                cuts if any(cuts) else (),
+                items=kept.arms,
+                rows=range(kept.start, here.stop),
+                out=here,
+                first_row=0,
+                first_out=0,
+                cuts=tuple(self._script.cuts(number, arm) for arm in arms),
             )
             output = attention.of_group(
                 asked.query[0][:, arms],

@@ -11,44 +11,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechvlm.cone import ENTERED, place_of
 from mechvlm.interventions import Ablate, Add, Intervention, Patch, parts
 from mechvlm.models.lowering import Sources
 from mechvlm.models.rowwise.batches import Placed
-from mechvlm.sites import Site
 
 __all__ = [
-    "ENTERED",
-    "LEFT",
     "Edit",
     "Write",
     "edited",
     "edits_of",
-    "place_of",
     "writes_of",
 ]
 
 Write = Patch | Ablate | Add
 """An intervention that writes an activation."""
 
-LEFT, ENTERED = "left", "entered"
-"""The stream between two layers: as the first leaves it, and as it enters the next."""
-
 _ENTERED_IN_ORDER = ("embed", "resid_pre")
-
-
-def place_of(site: Site) -> tuple[int, str]:
-    """Layer and component under which a site is found; the stream's by where it goes.
-
-    Example:
-        >>> place_of(Site("resid_post", 3)), place_of(Site("resid_pre", 4))
-        ((4, 'left'), (4, 'entered'))
-    """
-    layer = site.layer or 0
-    if site.component == "resid_post":
-        return layer + 1, LEFT
-    if site.component in _ENTERED_IN_ORDER:
-        return layer, ENTERED
-    return layer, site.component
 
 
 def writes_of(intervention: Intervention) -> dict[tuple[int, str], list[Write]]:

@@ -65,10 +65,7 @@ def most_rows(cfg: Config, row_bytes: int, batch_tokens: int | None) -> int:
     Args:
         cfg: The model's numbers.
         row_bytes: Memory of one row.
-        batch_tokens: What was told, if anything.
-
-    Raises:
-        InterventionError: Fewer than 1 was told.
+        batch_tokens: What was told, if anything; see `check_rows`.
     """
     if batch_tokens is None:
         device = cfg.device
@@ -76,7 +73,6 @@ def most_rows(cfg: Config, row_bytes: int, batch_tokens: int | None) -> int:
         widest = max(cfg.d_mlp, cfg.d_model) * cfg.dtype.itemsize
         good = _WIDEST_BYTES.get(device.type, fits * widest) // widest
         return max(1, min(fits, max(good, _FEWEST_ROWS)))
-    check_rows(batch_tokens)
     return batch_tokens
 
 

@@ -35,7 +35,7 @@ class Group:
         out: Positions that each computes attention of.
         first_row: Flat row at which the keys of the first of them begin.
         first_out: Flat row at which the queries of the first of them begin.
-        cuts: Attention that each cuts in this layer; empty where none does.
+        cuts: What each cuts in this layer.
     """
 
     items: tuple[int, ...]
@@ -43,7 +43,7 @@ class Group:
     out: range
     first_row: int
     first_out: int
-    cuts: tuple[Cuts, ...] = ()
+    cuts: tuple[Cuts, ...]
 
     @property
     def n_rows(self) -> int:
@@ -271,7 +271,7 @@ class _Attending:
     def _removed(self, part: _Part) -> Bool[Tensor, "item head out key"] | None:
         """Pairs that cuts or the mask remove; None where no cut touches these keys."""
         cuts = self.group.cuts
-        if not cuts:
+        if not any(cuts):
             return None
         kinds = {each: i for i, each in enumerate(dict.fromkeys(cuts))}
         blocks = [self.attention.masks.block(each, self.group.out) for each in kinds]

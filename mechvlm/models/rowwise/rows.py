@@ -8,8 +8,8 @@ of an intervention, the base run's for all other positions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from mechvlm.cone import Step
 from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.family import Layer
 from mechvlm.models.lowering import Sources
+from mechvlm.models.passes import exchanged
 from mechvlm.models.rowwise.base import Backbone, Base
 from mechvlm.models.rowwise.batches import Batch, Item, State
 from mechvlm.models.rowwise.row_attention import Attention
@@ -106,14 +107,13 @@ class RowPass:
             Items that reach the end, and the last row of the stream that leaves the
             last layer for each of them.
         """
-        state: State | None = None
-        answers: dict[nn.Module, Answer] = {
-            layer.attn: self._answer for layer in self._layers
-        }
-        with answering(self._vlm.tapped.text_config, answers):
+        none = state = State(self._base.stream[0][:0], {})
+        attentions = [layer.attn for layer in self._layers]
+        config = self._vlm.tapped.text_config
+        with answering(config, attentions, self._answer):
             for number in range(len(self._layers)):
                 steps = self._steps.get(number)
-                state = self._layer(number, steps, state) if steps else None
+                state = self._layer(number, steps, state) if steps else none
         number = len(self._layers)
         batch = Batch.of(self._steps.get(number, {}), lambda _: ())
         return list(batch.places), self._enter(number, batch, state)
@@ -121,9 +121,7 @@ class RowPass:
     def _answer(self, asked: Asked) -> Tensor | None:
         return self._attend(asked)
 
-    def _layer(
-        self, number: int, steps: Mapping[int, Step], state: State | None
-    ) -> State:
+    def _layer(self, number: int, steps: Mapping[int, Step], state: State) -> State:
         """Every item's rows after a layer."""
         again = {i: step for i, step in steps.items() if step.attends}
         known = {i: step for i, step in steps.items() if not step.attends}
@@ -136,15 +134,14 @@ class RowPass:
         return State.joined(done)
 
     def _enter(
-        self, number: int, batch: Batch, state: State | None
+        self, number: int, batch: Batch, state: State
     ) -> Float[Tensor, "row d_model"]:
         """The rows that enter a layer: those carried on, the base run's elsewhere."""
         stream = self._base.stream[number]
-        before = State(stream[:0], {}) if state is None else state
-        rows = before.carried(batch, stream)
+        rows = state.carried(batch, stream)
         return self.script.between(number, batch.places, rows)
 
-    def _attending(self, number: int, batch: Batch, state: State | None) -> State:
+    def _attending(self, number: int, batch: Batch, state: State) -> State:
         """Call a layer on rows whose attention is computed again."""
         rows = self._enter(number, batch, state)
         narrow, at = batch.narrow()
@@ -188,7 +185,7 @@ class RowPass:
             self.keys[number] = keys
         return keys
 
-    def _knowing(self, number: int, batch: Batch, state: State | None) -> State:
+    def _knowing(self, number: int, batch: Batch, state: State) -> State:
         """Call a layer on rows whose heads keep what they gave in the base run."""
         rows = self._enter(number, batch, state)
         if any(self.script.reads(number, component) for component in BEFORE):
@@ -202,7 +199,9 @@ class RowPass:
             attn=known,
             attn_out=known if layer.attn_out is layer.attn else layer.attn_out,
         )
-        with _exchanged(layer, known):
+        children = layer.whole.named_children()
+        name = next(name for name, child in children if child is layer.attn)
+        with exchanged(layer.whole, name, known):
             out = self._called(number, batch, rows, BEHIND, layer=seen)
         return State(out, batch.places)
 
@@ -224,15 +223,3 @@ class RowPass:
             components=components,
             d_head=self._vlm.cfg.d_head,
         )
-
-
-@contextmanager
-def _exchanged(layer: Layer, stand_in: nn.Module) -> Iterator[None]:
-    """Put a module in the place of a layer's attention, for one call."""
-    children = layer.whole.named_children()
-    name = next(name for name, child in children if child is layer.attn)
-    layer.whole.register_module(name, stand_in)
-    try:
-        yield
-    finally:
-        layer.whole.register_module(name, layer.attn)

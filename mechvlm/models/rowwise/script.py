@@ -13,17 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechvlm.cone import ENTERED, LEFT, place_of
 from mechvlm.interventions import Knockout, parts
 from mechvlm.models.family import Layer
 from mechvlm.models.lowering import Sources
 from mechvlm.models.rowwise.batches import Item, Placed
 from mechvlm.models.rowwise.edits import (
-    ENTERED,
-    LEFT,
     Write,
     edited,
     edits_of,
-    place_of,
     writes_of,
 )
 from mechvlm.models.rowwise.row_attention import Cuts, Masks
