@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mechvlm import axes as axes
     from mechvlm import engine as engine
+    from mechvlm import matching as matching
+    from mechvlm import readings as readings
     from mechvlm import reference as reference
     from mechvlm import report as report
     from mechvlm import scenes as scenes
+    from mechvlm import statistics as statistics
     from mechvlm import viz as viz
     from mechvlm.analyses.activation_patching import (
         activation_patching as activation_patching,
@@ -62,6 +65,9 @@ if TYPE_CHECKING:
     from mechvlm.interventions import Knockout as Knockout
     from mechvlm.interventions import Patch as Patch
     from mechvlm.interventions import PathPatch as PathPatch
+    from mechvlm.items import Entity as Entity
+    from mechvlm.items import Fact as Fact
+    from mechvlm.items import Item as Item
     from mechvlm.layout import ImageGrid as ImageGrid
     from mechvlm.layout import Layout as Layout
     from mechvlm.layout import Positions as Positions
@@ -80,6 +86,8 @@ if TYPE_CHECKING:
     from mechvlm.plan import Plan as Plan
     from mechvlm.plan import plan as plan
     from mechvlm.prompts import Prompt as Prompt
+    from mechvlm.readings import Ask as Ask
+    from mechvlm.readings import Reading as Reading
     from mechvlm.record import Run as Run
     from mechvlm.record import base_run as base_run
     from mechvlm.record import record as record
@@ -92,9 +100,12 @@ _KEPT = MappingProxyType(
     {
         "Ablate": "mechvlm.interventions:Ablate",
         "Add": "mechvlm.interventions:Add",
+        "Ask": "mechvlm.readings:Ask",
         "BlindRowError": "mechvlm.errors:BlindRowError",
         "CheckpointError": "mechvlm.errors:CheckpointError",
         "EngineError": "mechvlm.errors:EngineError",
+        "Entity": "mechvlm.items:Entity",
+        "Fact": "mechvlm.items:Fact",
         "FamilyError": "mechvlm.errors:FamilyError",
         "Generation": "mechvlm.models.generation:Generation",
         "HookError": "mechvlm.errors:HookError",
@@ -103,6 +114,7 @@ _KEPT = MappingProxyType(
         "ImageGrid": "mechvlm.layout:ImageGrid",
         "InteropError": "mechvlm.errors:InteropError",
         "InterventionError": "mechvlm.errors:InterventionError",
+        "Item": "mechvlm.items:Item",
         "Knockout": "mechvlm.interventions:Knockout",
         "LayerError": "mechvlm.errors:LayerError",
         "Layout": "mechvlm.layout:Layout",
@@ -123,6 +135,7 @@ _KEPT = MappingProxyType(
         "Positions": "mechvlm.layout:Positions",
         "Prompt": "mechvlm.prompts:Prompt",
         "PromptError": "mechvlm.errors:PromptError",
+        "Reading": "mechvlm.readings:Reading",
         "RegionError": "mechvlm.errors:RegionError",
         "ResultError": "mechvlm.errors:ResultError",
         "Run": "mechvlm.record:Run",
@@ -147,17 +160,20 @@ _KEPT = MappingProxyType(
         "load": "mechvlm.models.load:load",
         "log_probability": "mechvlm.metrics:log_probability",
         "logit_difference": "mechvlm.metrics:logit_difference",
+        "matching": "mechvlm.matching",
         "open_result": "mechvlm.axes:open_result",
         "plan": "mechvlm.plan:plan",
         "probability": "mechvlm.metrics:probability",
         "probability_change": "mechvlm.metrics:probability_change",
         "rank": "mechvlm.metrics:rank",
+        "readings": "mechvlm.readings",
         "record": "mechvlm.record:record",
         "recovery": "mechvlm.metrics:recovery",
         "reference": "mechvlm.reference",
         "report": "mechvlm.report",
         "save_result": "mechvlm.axes:save_result",
         "scenes": "mechvlm.scenes",
+        "statistics": "mechvlm.statistics",
         "viz": "mechvlm.viz",
     }
 )

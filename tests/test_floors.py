@@ -11,13 +11,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mechvlm"
 
 FLOORS = [
-    *("errors", "papers", "progress", "axes", "layout", "sites"),
-    *("prompts", "interventions", "scenes", "metrics", "viz"),
+    *("errors", "papers", "progress", "matching", "axes", "layout", "sites"),
+    *("statistics", "items", "prompts", "interventions", "scenes", "metrics"),
+    *("readings", "judges", "datasets", "viz"),
     *("cone", "models", "record", "plan"),
-    *("reference", "engine"),
+    *("reference", "engine", "gradients", "selecting"),
     "analyses",
     "report",
-    "demo",
+    *("demo", "reproduce"),
     "cli",
 ]
 
@@ -25,7 +26,7 @@ FLOORS = [
 DOORS = {
     "transformer_lens": {"models"},
     "transformers": {"models"},
-    "xarray": {"axes", "analyses", "viz", "report"},
+    "xarray": {"axes", "analyses", "viz", "report", "reproduce"},
     "matplotlib": {"viz"},
     "circuitsvis": {"viz"},
     "torchvision": {"cli"},  # `mechvlm info` looks whether it can be imported

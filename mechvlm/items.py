@@ -1,0 +1,111 @@
+"""What an experiment asks: pictures with their questions and what is known of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
+from mechvlm.errors import PromptError
+from mechvlm.layout import Box
+
+__all__ = ["Area", "Entity", "Fact", "Item", "Picture"]
+
+Picture: TypeAlias = Image.Image | str | Path
+"""A picture, or the path of one."""
+
+Area: TypeAlias = Box | Bool[np.ndarray, "height width"]
+"""A box (left, top, right, bottom) or a mask, in pixels of the original picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A question about a picture, its right answer, and where things are in it.
+
+    Attributes:
+        image: The picture, or its path.
+        question: What is asked, without any image placeholder.
+        answer: The right answer; "" where none is known.
+        objects: Name of each object, in words -> where it is.
+        target: Which of the objects the answer depends on; None if on no single one.
+        prefix: Start of the assistant's answer ("It is a").
+        id: What tables call it.
+    """
+
+    image: Picture
+    question: str
+    answer: str = ""
+    objects: Mapping[str, Area] = field(default_factory=dict)
+    target: str | None = None
+    prefix: str = ""
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a target that is none of the objects."""
+        if self.target is not None and self.target not in self.objects:
+            raise PromptError(
+                f"target {self.target!r} is none of the item's objects, which are"
+                f" {', '.join(self.objects) or 'none'}."
+            )
+
+    @property
+    def area(self) -> Area:
+        """Where the target is.
+
+        Raises:
+            PromptError: There is no target.
+        """
+        if self.target is None:
+            raise PromptError(
+                f"item {self.id or self.question!r} names no target, so there is no"
+                " object to speak of. Give Item(..., objects={name: box}, target=name)."
+            )
+        return self.objects[self.target]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is true of an entity, asked in two ways.
+
+    Attributes:
+        by_name: The question with the entity's name in it, asked without a picture.
+        by_picture: The question about "the person in this image", or the like.
+        answers: Everything that counts as right.
+        relation: What is asked, in a word.
+    """
+
+    by_name: str
+    by_picture: str
+    answers: tuple[str, ...]
+    relation: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Entity:
+    """Someone or something with a name, a picture and facts.
+
+    Attributes:
+        name: What it is called.
+        image: A picture of it, or its path.
+        facts: What is asked about it.
+        kind: Celebrity, landmark, painting, ... ; chooses the question of recognition.
+        aliases: Other names that count.
+        id: What tables call it; the name if empty.
+    """
+
+    name: str
+    image: Picture
+    facts: tuple[Fact, ...]
+    kind: str = ""
+    aliases: tuple[str, ...] = ()
+    id: str = ""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Every name that counts."""
+        return (self.name, *self.aliases)
