@@ -122,6 +122,30 @@ def test_hover_reads_all_lines_at_a_layer(visit):
     assert "</script> 2" in said
 
 
+def with_intervals():
+    lines = knockout()
+    return lines.assign_coords(low=lines - 3, high=lines + 4)
+
+
+def test_bands_are_drawn_and_read(visit):
+    made = visit(viz.curves(with_intervals()).html)
+    assert made.page.locator("path.mv-band").count() == 2
+    box = made.page.locator("path.mv-line").first.bounding_box()
+    made.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)
+    said = made.read_out().replace("\N{MINUS SIGN}", "-")
+    assert "image→last -50 (-53 to -46)" in said
+
+
+def test_hover_reads_all_bars_of_a_condition(visit):
+    made = visit(viz.bars(with_intervals()).html)
+    assert made.page.locator("line.mv-whisker").count() == 6
+    box = made.page.locator("rect.mv-bars").nth(2).bounding_box()
+    made.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)
+    said = made.read_out().replace("\N{MINUS SIGN}", "-")
+    assert said.split("·")[0].strip() == "1"
+    assert "image→last -50 (-53 to -46)" in said
+
+
 def test_the_overlay_reads_its_cells_and_changes_its_layer(visit):
     figure = viz.overlay(patching(), Image.new("RGB", (64, 64), "white"))
     made = visit(figure.html)
@@ -162,7 +186,7 @@ def test_a_report_of_every_kind_works_and_fits(visit, width):
     made.page.wait_for_timeout(200)
     assert made.page.locator("h1").inner_text() == HOSTILE[1]
     assert made.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert made.page.locator(".mv-plot").count() == 5
+    assert made.page.locator(".mv-plot").count() == len(sections)
     heights = made.page.evaluate(
         "Array.from(document.querySelectorAll('.mv-plot'), p => p.clientHeight)"
     )

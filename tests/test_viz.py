@@ -99,6 +99,7 @@ def every_figure() -> dict[str, Figure]:
     return {
         "map": viz.heatmap(patching()),
         "curves": viz.curves(knockout()),
+        "bars": viz.bars(knockout()),
         "overlay": viz.overlay(patching(), picture(), outline=(8, 8, 40, 40)),
         "attention": viz.attention(attention()),
     }
@@ -111,6 +112,13 @@ def payload(figure: Figure) -> dict:
     """What the page's script will read."""
     found = re.search(r'<script type="application/json">(.*?)</script>', figure.html)
     return json.loads(found[1])
+
+
+def test_intervals_reach_the_page_as_bands():
+    lines = knockout().assign_coords(low=knockout() - 3, high=knockout() + 4)
+    for figure in (viz.curves(lines), viz.bars(lines)):
+        assert [band["high"] for band in payload(figure)["bands"]] == [-1.0, 6.0]
+    assert payload(viz.curves(knockout()))["bands"] == []
 
 
 @pytest.mark.parametrize("kind", FIGURES)
@@ -391,6 +399,7 @@ def test_a_write_that_fails_leaves_no_part(tmp_path):
         (lambda: viz.heatmap(attention()), "wants two dimensions"),
         (lambda: viz.heatmap(patching() * np.nan), "no finite number"),
         (lambda: viz.curves(attention()), "curves want"),
+        (lambda: viz.bars(attention()), "bars want"),
         (lambda: viz.overlay(knockout(), picture()), r"wants \(layer, position\)"),
         (lambda: viz.overlay(patching(), picture(), grid=1), "1 image grids"),
         (

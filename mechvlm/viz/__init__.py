@@ -1,6 +1,7 @@
 """Results in, figures out; never a model."""
 
 from mechvlm.viz.attention import attention, attention_from_last, attention_into
+from mechvlm.viz.bars import bars
 from mechvlm.viz.collapse import collapse
 from mechvlm.viz.curves import curves
 from mechvlm.viz.figure import Figure
@@ -12,6 +13,7 @@ __all__ = [
     "attention",
     "attention_from_last",
     "attention_into",
+    "bars",
     "collapse",
     "curves",
     "heatmap",

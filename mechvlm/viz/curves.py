@@ -1,4 +1,4 @@
-"""Lines over layers, one for each cut."""
+"""Lines over layers, one for each cut, with their intervals where they have any."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def curves(result: xr.DataArray) -> Figure:
 
     Args:
         result: Two dimensions, the last one "layer" or another that has an order, such
-            as ("cut", "layer"); or that one alone. `attrs["units"]` labels the values.
+            as ("cut", "layer"); or that one alone. `attrs["units"]` labels the values;
+            coordinates "low" and "high" of the same dimensions are drawn as bands.
 
     Returns:
         A figure with its zero line and each line named at its end.
@@ -56,6 +57,7 @@ def curves(result: xr.DataArray) -> Figure:
         "values": packed(lines.values),
         "colours": LINES,
         "units": units(result),
+        "bands": [packed(bound) for bound in bounds(lines)],
     }
     return Figure(result, "curves", spec, partial(drawn, lines), 440)
 
@@ -68,6 +70,14 @@ def names(lines: xr.DataArray) -> list[str]:
     return [name.replace("->", "→") for name in found]
 
 
+def bounds(lines: xr.DataArray) -> tuple[Float[np.ndarray, "line layer"], ...]:
+    """Lower and upper ends of the intervals; nothing where the result has none."""
+    if not {"low", "high"} <= set(lines.coords):
+        return ()
+    low, high = (lines[end].transpose(*lines.dims) for end in ("low", "high"))
+    return np.asarray(low.values, float), np.asarray(high.values, float)
+
+
 def drawn(lines: xr.DataArray) -> Drawing:
     """The still picture of the lines."""
     values = np.asarray(lines.values, dtype=float)
@@ -78,6 +88,9 @@ def drawn(lines: xr.DataArray) -> Drawing:
     axes = drawing.add_axes((left / width, below / height, wide / width, high / height))
     axes.axhline(0, color=stills.FAINT, lw=0.9, zorder=1)
     at = np.arange(values.shape[1])
+    for i, (low, high_end) in enumerate(zip(*bounds(lines), strict=True)):
+        colour = LINES[i % len(LINES)]
+        axes.fill_between(at, low, high_end, color=colour, alpha=0.13, lw=0)
     for i, line in enumerate(values):
         colour, dash = LINES[i % len(LINES)], DASHES[i // len(LINES) % 3]
         axes.plot(at, line, lw=1.7, marker="o", ms=3, color=colour, ls=dash)

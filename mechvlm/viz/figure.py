@@ -59,7 +59,7 @@ class Figure:
 
     Attributes:
         data: The labelled numbers that are drawn.
-        kind: Kind of view: "map", "curves", "overlay" or "attention".
+        kind: Kind of view: "map", "curves", "bars", "overlay" or "attention".
         spec: What the page's script draws, as plain values.
         draw: Draws the still picture; called at most once for each format.
         height_px: Height that the live view wants at 900 pixels of width.

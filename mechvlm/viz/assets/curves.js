@@ -1,4 +1,4 @@
-// Lines over layers, each named at its right end.
+// Lines over layers, each named at its right end, with bands where there are intervals.
 MechVLM.kinds.curves = (plot, spec, output) => {
   const { svg, number, say } = MechVLM;
   const values = MechVLM.decode(spec.values);
@@ -6,7 +6,8 @@ MechVLM.kinds.curves = (plot, spec, output) => {
   const lines = names.map((_, i) => Array.from(values.slice(i * n, (i + 1) * n)));
   const colour = (i) => spec.colours[i % spec.colours.length];
   const dash = (i) => ["", "7 3", "2 3"][Math.floor(i / spec.colours.length) % 3];
-  const finite = Array.from(values).filter(Number.isFinite);
+  const bands = spec.bands.map((band) => MechVLM.decode(band));
+  const finite = [values, ...bands].flatMap((each) => Array.from(each)).filter(Number.isFinite);
   const low = Math.min(0, ...finite), high = Math.max(0, ...finite), pad = (high - low || 1) * 0.05;
   const marks = MechVLM.ticks(low, high, 5), HIGH = 300, TOP = 28;
   let left = 60, wide = 1, chosen = -1, guide = null;
@@ -39,6 +40,13 @@ MechVLM.kinds.curves = (plot, spec, output) => {
     }).join("");
   }
 
+  function band(i) {
+    const [low, high] = bands.map((end) => Array.from(end.slice(i * n, (i + 1) * n)));
+    const there = low.map((_, k) => k).filter((k) => Number.isFinite(low[k]) && Number.isFinite(high[k]));
+    const point = (end) => (k) => x(k).toFixed(1) + " " + y(end[k]).toFixed(1);
+    return "M" + there.map(point(low)).concat(there.reverse().map(point(high))).join("L") + "Z";
+  }
+
   function redraw(width) {
     plot.replaceChildren();
     const layer = svg("svg", { class: "mv-text", width, height: TOP + HIGH + 48, "aria-hidden": "true" });
@@ -63,6 +71,7 @@ MechVLM.kinds.curves = (plot, spec, output) => {
     layer.append(guide);
     const ends = lines.map((line) => y(line.filter(Number.isFinite).pop() ?? 0));
     const places = spread(ends);
+    if (bands.length) lines.forEach((_, i) => layer.append(svg("path", { d: band(i), fill: colour(i), class: "mv-band" })));
     lines.forEach((line, i) => {
       layer.append(svg("path", { d: path(line), stroke: colour(i), "stroke-dasharray": dash(i), class: "mv-line" }));
       line.forEach((v, k) => {
@@ -82,7 +91,8 @@ MechVLM.kinds.curves = (plot, spec, output) => {
     guide.setAttribute("x1", x(i));
     guide.setAttribute("x2", x(i));
     const parts = [spec.cols.name + " " + spec.cols.labels[i]];
-    lines.forEach((line, k) => parts.push((names[k] ? names[k] + " " : "") + number(line[i])));
+    const within = (k) => (bands.length ? " (" + bands.map((end) => number(end[k * n + i])).join(" to ") + ")" : "");
+    lines.forEach((line, k) => parts.push((names[k] ? names[k] + " " : "") + number(line[i]) + within(k)));
     say(output, parts);
   }
 
