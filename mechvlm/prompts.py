@@ -73,9 +73,11 @@ class Prompt:
         """The prompt followed by new tokens, which form the group "generated".
 
         Raises:
-            PromptError: An input is given per position, and what it should be at a new
-                one is not known.
+            PromptError: A new token is an image placeholder, which has no picture; or
+                an input is given per position, and what it should be at a new one is
+                not known.
         """
+        self._refuse_placeholders(ids)
         new = ids[None].to(self.ids.device)
         ones = torch.ones_like(new)
         inputs = dict(self.inputs) | {"input_ids": torch.cat([self.ids, new], dim=1)}
@@ -126,6 +128,17 @@ class Prompt:
         layout = Layout(self.layout.n + n_pad, groups, grids)
         tokens = ("<pad>",) * n_pad + self.tokens
         return replace(self, inputs=inputs, layout=layout, tokens=tokens)
+
+    def _refuse_placeholders(self, ids: Int[Tensor, " new"]) -> None:
+        """Refuse new tokens for which the model would look for image features."""
+        known = set(self.ids[0, list(self.layout["image"])].tolist())
+        at = [place for place, token in enumerate(ids.tolist()) if token in known]
+        if at:
+            raise PromptError(
+                f"new token {at[0]} (id {int(ids[at[0]])}) is the image placeholder,"
+                " and no picture belongs to it. A model that says it has lost its way;"
+                " end the answer before it."
+            )
 
     def _filled(self, n_new: int) -> dict[str, Int[Tensor, "1 new"]]:
         """The further per-position inputs at `n_new` positions of no special kind."""
