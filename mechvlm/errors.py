@@ -5,6 +5,7 @@ message alone is enough to go on.
 
     MechVLMError
     |-- CheckpointError        a checkpoint folder that cannot be loaded
+    |-- DatasetError           files that are not the data set they should be
     |-- EngineError            a model or base run that row-wise passes cannot serve
     |-- FamilyError            an architecture or config key that is not understood
     |-- HookError              a hook that cannot fire, or did not
@@ -14,6 +15,7 @@ message alone is enough to go on.
     |-- InteropError           another library's model that cannot be made
     |-- InterventionError      an intervention that means nothing on this prompt
     |   `-- BlindRowError          a knockout that leaves a row nothing to read
+    |-- JudgeError             a judge that cannot be made, asked or understood
     |-- LayoutError            positions that cannot be what was asked
     |   `-- RegionError            a box or mask that lies outside the picture
     |-- MetricError            a number that the logits cannot give
@@ -38,12 +40,14 @@ from __future__ import annotations
 __all__ = [
     "BlindRowError",
     "CheckpointError",
+    "DatasetError",
     "EngineError",
     "FamilyError",
     "HookError",
     "ImageError",
     "InteropError",
     "InterventionError",
+    "JudgeError",
     "LayerError",
     "LayoutError",
     "MechVLMError",
@@ -75,6 +79,10 @@ class MechVLMWarning(UserWarning):
 
 class CheckpointError(MechVLMError, OSError):
     """A checkpoint folder that cannot be loaded."""
+
+
+class DatasetError(MechVLMError, ValueError):
+    """Files that are not the data set that they should be."""
 
 
 class EngineError(MechVLMError, RuntimeError):
@@ -121,6 +129,10 @@ class InterventionError(MechVLMError, ValueError):
 
 class BlindRowError(InterventionError):
     """A knockout that leaves a row nothing to read: its attention is undefined."""
+
+
+class JudgeError(MechVLMError, RuntimeError):
+    """A judge of descriptions that cannot be made, asked or understood."""
 
 
 class LayoutError(MechVLMError, ValueError):

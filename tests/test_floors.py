@@ -15,7 +15,7 @@ FLOORS = [
     *("statistics", "items", "prompts", "interventions", "scenes", "metrics"),
     *("readings", "judges", "datasets", "viz"),
     *("cone", "models", "record", "plan"),
-    *("reference", "engine", "gradients", "selecting"),
+    *("reference", "engine", "gradients", "selecting", "posing"),
     "analyses",
     "report",
     *("demo", "reproduce"),
@@ -30,9 +30,10 @@ DOORS = {
     "matplotlib": {"viz"},
     "circuitsvis": {"viz"},
     "torchvision": {"cli"},  # `mechvlm info` looks whether it can be imported
+    "openai": {"judges"},
     "wandb": set(),
 }
-ONLY_INSIDE_FUNCTIONS = {"matplotlib", "circuitsvis"}
+ONLY_INSIDE_FUNCTIONS = {"matplotlib", "circuitsvis", "openai"}
 
 FILE_LINES = 450
 FUNCTION_LINES = 50
