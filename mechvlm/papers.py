@@ -12,6 +12,9 @@ __all__ = ["PAPERS", "cite"]
 
 PAPERS: Mapping[str, str] = MappingProxyType(
     {
+        "arXiv:2005.00928": (
+            "Abnar, Zuidema: Quantifying Attention Flow in Transformers. ACL 2020."
+        ),
         "arXiv:2202.05262": (
             "Meng, Bau, Andonian, Belinkov: Locating and Editing Factual Associations"
             " in GPT. NeurIPS 2022."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import xarray as xr
@@ -23,6 +23,8 @@ PAPER = "arXiv:2411.18620"
 
 Cut = tuple[str | Positions, str | Positions]
 
+Mode = Literal["window", "centred", "from", "upto"]
+
 
 def knockout_windows(
     vlm: HookedVLM,
@@ -31,7 +33,8 @@ def knockout_windows(
     *,
     answer: str | int,
     width: int | None = None,
-    mode: Literal["window", "from", "upto"] = "window",
+    mode: Mode = "window",
+    windows: Mapping[str, range] | None = None,
     progress: bool | None = None,
 ) -> xr.DataArray:
     """Cut attention between groups in a window of layers, for every window.
@@ -43,20 +46,27 @@ def knockout_windows(
             Each is positions, or the name of a group of the layout.
         answer: The answer whose probability is watched; one word or a token id.
         width: Layers in a window; None takes the paper's share, 9 layers of 32. Windows
-            at the end are cut short.
-        mode: "window" cuts layers l..l+width-1, "from" layers l and later, "upto"
-            layers up to and including l.
+            at an end are cut short.
+        mode: "window" cuts layers l..l+width-1; "centred", as Zhang et al. do, l and
+            the layers around it, l-width//2 and later (an even width has one layer more
+            before l than after it); "from" layers l and later; "upto" layers up to and
+            including l.
+        windows: Layers to cut, by name, in the place of `width` and `mode`; such as
+            `named_windows(vlm.cfg.n_layers)`.
         progress: None shows a progress bar in a terminal for work of over a second,
             False shows none.
 
     Returns:
         Change of the answer's probability in percent of its clean probability: 0
         changes nothing, -100 erases the answer. Dimensions (cut, layer); layer is the
-        window's first layer, with "upto" its last.
+        window's first layer, with "centred" its middle, with "upto" its last. With
+        `windows`, dimensions (cut, window), and the coordinates "first" and "last" hold
+        the layers of each. Layer l means the attention inside layer l.
 
     Raises:
         BlindRowError: A cut leaves a row nothing to read.
-        InterventionError: There is no cut, or one names no position.
+        InterventionError: There is no cut or window, one names no position or layer, or
+            both `windows` and `width` or `mode` are given.
         TokenError: The answer is not exactly one token.
         LayerError: The width is not a number of layers.
         MetricError: The clean run gives the answer no probability.
@@ -77,20 +87,24 @@ def knockout_windows(
             'no cut is given; wanted {"image->last": ("last", "image")}.'
         )
     token = vlm.to_single_token(answer) if isinstance(answer, str) else answer
-    width = max(1, round(vlm.cfg.n_layers * 9 / 32)) if width is None else width
-    windows = _windows(vlm.cfg.n_layers, width, mode)
+    n_layers = vlm.cfg.n_layers
+    how: dict[str, str | int] = {"mode": mode if windows is None else "named"}
+    if windows is None:
+        how["width"] = _width(n_layers) if width is None else width
+        ranges = _windows(n_layers, int(how["width"]), mode)
+    else:
+        ranges = _named(windows, width, mode)
     asked = prompt_of(prompt)
     planned = [
         Knockout(layers, _positions(asked, target), _positions(asked, source))
         for target, source in cuts.values()
-        for layers in windows
+        for layers in ranges
     ]
-    shown = False if progress is False else f"knockout, {mode}"
+    shown = False if progress is False else f"knockout, {how['mode']}"
     logits = intervene(vlm, prompt, [NOTHING, *planned], progress=shown)
     change = probability_change(vlm, token, logits[0])(logits[1:])
-    clean = float(probability(vlm, token)(logits[:1])[0])
     return labelled(
-        change.reshape(len(cuts), len(windows)).cpu().numpy(),
+        change.reshape(len(cuts), len(ranges)).cpu().numpy(),
         name="change of the answer's probability",
         units="% of clean probability",
         paper=PAPER,
@@ -98,13 +112,42 @@ def knockout_windows(
             **asked.described,
             "model": vlm.cfg.model_name,
             "answer": str(answer),
-            "clean": clean,
-            "width": width,
-            "mode": mode,
+            "clean": float(probability(vlm, token)(logits[:1])[0]),
+            "layer_convention": "attention inside layer l is cut",
+            **how,
         },
         cut=list(cuts),
-        layer=range(vlm.cfg.n_layers),
-    )
+        **(
+            {"layer": range(n_layers)} if windows is None else {"window": list(windows)}
+        ),
+    ).assign_coords({} if windows is None else _ends(ranges))
+
+
+def _width(n_layers: int) -> int:
+    """Zhang et al.'s window: 9 layers of 32."""
+    return max(1, round(n_layers * 9 / 32))
+
+
+def _ends(ranges: Sequence[range]) -> dict[str, tuple[str, list[int]]]:
+    """First and last layer of each window, as coordinates."""
+    firsts, lasts = ([each[end] for each in ranges] for end in (0, -1))
+    return {"first": ("window", firsts), "last": ("window", lasts)}
+
+
+def _named(windows: Mapping[str, range], width: int | None, mode: str) -> list[range]:
+    """Windows given by name, with nothing beside them that would be ignored."""
+    if width is not None or mode != "window":
+        raise InterventionError(
+            f"windows are given by name, and width={width}, mode={mode!r} as well:"
+            " named windows say themselves which layers they cut."
+        )
+    empty = [name for name, layers in windows.items() if not layers]
+    if not windows or empty:
+        raise InterventionError(
+            f"windows {empty or 'given'} hold no layer, so they cut nothing; wanted"
+            ' {"early": range(0, 10)}.'
+        )
+    return list(windows.values())
 
 
 def _windows(n_layers: int, width: int, mode: str) -> list[range]:
@@ -115,11 +158,16 @@ def _windows(n_layers: int, width: int, mode: str) -> list[range]:
     each = range(n_layers)
     if mode == "window":
         return [range(at, min(at + width, n_layers)) for at in each]
+    if mode == "centred":
+        before, after = width // 2, -(-width // 2)
+        return [range(max(0, at - before), min(at + after, n_layers)) for at in each]
     if mode == "from":
         return [range(at, n_layers) for at in each]
     if mode == "upto":
         return [range(at + 1) for at in each]
-    raise InterventionError(f"mode={mode!r}: wanted 'window', 'from' or 'upto'.")
+    raise InterventionError(
+        f"mode={mode!r}: wanted 'window', 'centred', 'from' or 'upto'."
+    )
 
 
 def _positions(prompt: Prompt, named: str | Positions) -> Positions:
