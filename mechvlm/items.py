@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from PIL import Image
 from mechvlm.errors import PromptError
 from mechvlm.layout import Box
 
-__all__ = ["Area", "Entity", "Fact", "Item", "Picture"]
+__all__ = ["Area", "Entity", "Fact", "Item", "Picture", "by_picture"]
 
 Picture: TypeAlias = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -109,3 +109,25 @@ class Entity:
     def golds(self) -> tuple[str, ...]:
         """Every name that counts."""
         return (self.name, *self.aliases)
+
+
+def by_picture(items: Sequence[Item]) -> list[list[int]]:
+    """Which items are about one picture: the same object, or the same path.
+
+    Args:
+        items: Questions with pictures.
+
+    Returns:
+        Indices of the items of each picture, pictures in the order they first come in.
+
+    Example:
+        >>> by_picture([Item("a.png", "?"), Item("b.png", "?"), Item("a.png", "!")])
+        [[0, 2], [1]]
+    """
+    groups: dict[int | str, list[int]] = {}
+    for at, item in enumerate(items):
+        # A picture's identity is its own as long as its item is held.
+        drawn = isinstance(item.image, Image.Image)
+        key = id(item.image) if drawn else str(item.image)
+        groups.setdefault(key, []).append(at)
+    return list(groups.values())
