@@ -119,6 +119,9 @@ def test_intervals_reach_the_page_as_bands():
     for figure in (viz.curves(lines), viz.bars(lines)):
         assert [band["high"] for band in payload(figure)["bands"]] == [-1.0, 6.0]
     assert payload(viz.curves(knockout()))["bands"] == []
+    for draw in (viz.curves, viz.bars):
+        alone = draw(lines.isel(cut=0, drop=True))
+        assert [band["low"] for band in payload(alone)["bands"]] == [-53.0, -46.0]
 
 
 @pytest.mark.parametrize("kind", FIGURES)

@@ -74,7 +74,10 @@ def bounds(lines: xr.DataArray) -> tuple[Float[np.ndarray, "line layer"], ...]:
     """Lower and upper ends of the intervals; nothing where the result has none."""
     if not {"low", "high"} <= set(lines.coords):
         return ()
-    low, high = (lines[end].transpose(*lines.dims) for end in ("low", "high"))
+    low, high = (
+        lines[end].broadcast_like(lines).transpose(*lines.dims)
+        for end in ("low", "high")
+    )
     return np.asarray(low.values, float), np.asarray(high.values, float)
 
 
