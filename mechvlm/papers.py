@@ -23,6 +23,10 @@ PAPERS: Mapping[str, str] = MappingProxyType(
             "Geva, Bastings, Filippova, Globerson: Dissecting Recall of Factual"
             " Associations in Auto-Regressive Language Models. EMNLP 2023."
         ),
+        "arXiv:2306.13394": (
+            "Fu, Chen, Shen et al.: MME: A Comprehensive Evaluation Benchmark for"
+            " Multimodal Large Language Models. 2023."
+        ),
         "arXiv:2404.15255": (
             "Heimersheim, Nanda: How to Use and Interpret Activation Patching. 2024."
         ),
@@ -46,7 +50,6 @@ PAPERS: Mapping[str, str] = MappingProxyType(
 )
 
 
-@runtime_checkable
 @runtime_checkable
 class Attributed(Protocol):
     """Anything with an `attrs` mapping, as every labelled result has."""
