@@ -16,31 +16,77 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechvlm import axes as axes
+    from mechvlm import datasets as datasets
     from mechvlm import engine as engine
+    from mechvlm import judges as judges
     from mechvlm import matching as matching
     from mechvlm import readings as readings
     from mechvlm import reference as reference
     from mechvlm import report as report
     from mechvlm import scenes as scenes
+    from mechvlm import selecting as selecting
     from mechvlm import statistics as statistics
     from mechvlm import viz as viz
     from mechvlm.analyses.activation_patching import (
         activation_patching as activation_patching,
     )
+    from mechvlm.analyses.attention_flow import attention_fraction as attention_fraction
+    from mechvlm.analyses.attention_flow import attention_map as attention_map
     from mechvlm.analyses.attention_flow import attention_patterns as attention_patterns
+    from mechvlm.analyses.attention_flow import attention_rollout as attention_rollout
+    from mechvlm.analyses.attention_flow import localization as localization
+    from mechvlm.analyses.attention_flow import (
+        localization_accuracy as localization_accuracy,
+    )
+    from mechvlm.analyses.attention_flow import pool_fractions as pool_fractions
+    from mechvlm.analyses.attention_flow import word_rows as word_rows
+    from mechvlm.analyses.attribution import gradient_x_input as gradient_x_input
+    from mechvlm.analyses.attribution import (
+        integrated_gradients as integrated_gradients,
+    )
+    from mechvlm.analyses.caption_knockout import caption_knockout as caption_knockout
+    from mechvlm.analyses.caption_knockout import lost_objects as lost_objects
+    from mechvlm.analyses.caption_knockout import rejudge as rejudge
+    from mechvlm.analyses.compressed_context import context_accuracy as context_accuracy
+    from mechvlm.analyses.compressed_context import context_answerer as context_answerer
+    from mechvlm.analyses.cross_patching import Swap as Swap
+    from mechvlm.analyses.cross_patching import cross_patch as cross_patch
+    from mechvlm.analyses.cumulative_knockout import (
+        cumulative_knockout as cumulative_knockout,
+    )
+    from mechvlm.analyses.holding import back_patch as back_patch
+    from mechvlm.analyses.holding import freeze as freeze
     from mechvlm.analyses.knockout import knockout_windows as knockout_windows
+    from mechvlm.analyses.knockout_table import flow_cuts as flow_cuts
+    from mechvlm.analyses.knockout_table import knockout_accuracy as knockout_accuracy
+    from mechvlm.analyses.knockout_table import named_windows as named_windows
+    from mechvlm.analyses.knockout_table import object_cuts as object_cuts
+    from mechvlm.analyses.logit_lens import answer_track as answer_track
+    from mechvlm.analyses.logit_lens import logit_lens as logit_lens
+    from mechvlm.analyses.logit_lens import object_hit_rate as object_hit_rate
+    from mechvlm.analyses.logit_lens import object_lens as object_lens
+    from mechvlm.analyses.mme import mme as mme
+    from mechvlm.analyses.modality_gap import modality_gap as modality_gap
+    from mechvlm.analyses.token_ablation import grounded_items as grounded_items
+    from mechvlm.analyses.token_ablation import mean_token as mean_token
+    from mechvlm.analyses.token_ablation import (
+        mean_token_per_position as mean_token_per_position,
+    )
+    from mechvlm.analyses.token_ablation import token_ablation as token_ablation
     from mechvlm.axes import labelled as labelled
     from mechvlm.axes import open_result as open_result
     from mechvlm.axes import save_result as save_result
     from mechvlm.engine import intervene as intervene
     from mechvlm.errors import BlindRowError as BlindRowError
     from mechvlm.errors import CheckpointError as CheckpointError
+    from mechvlm.errors import DatasetError as DatasetError
     from mechvlm.errors import EngineError as EngineError
     from mechvlm.errors import FamilyError as FamilyError
     from mechvlm.errors import HookError as HookError
     from mechvlm.errors import ImageError as ImageError
     from mechvlm.errors import InteropError as InteropError
     from mechvlm.errors import InterventionError as InterventionError
+    from mechvlm.errors import JudgeError as JudgeError
     from mechvlm.errors import LayerError as LayerError
     from mechvlm.errors import LayoutError as LayoutError
     from mechvlm.errors import MechVLMError as MechVLMError
@@ -79,12 +125,17 @@ if TYPE_CHECKING:
     from mechvlm.metrics import probability_change as probability_change
     from mechvlm.metrics import rank as rank
     from mechvlm.metrics import recovery as recovery
+    from mechvlm.models.asking import ask as ask
+    from mechvlm.models.compressing import compressed_context as compressed_context
+    from mechvlm.models.context import Context as Context
     from mechvlm.models.generation import Generation as Generation
     from mechvlm.models.hooked import HookedVLM as HookedVLM
     from mechvlm.models.load import load as load
+    from mechvlm.models.pieces import first_pieces as first_pieces
     from mechvlm.papers import cite as cite
     from mechvlm.plan import Plan as Plan
     from mechvlm.plan import plan as plan
+    from mechvlm.posing import Posed as Posed
     from mechvlm.prompts import Prompt as Prompt
     from mechvlm.readings import Ask as Ask
     from mechvlm.readings import Reading as Reading
@@ -103,6 +154,8 @@ _KEPT = MappingProxyType(
         "Ask": "mechvlm.readings:Ask",
         "BlindRowError": "mechvlm.errors:BlindRowError",
         "CheckpointError": "mechvlm.errors:CheckpointError",
+        "Context": "mechvlm.models.context:Context",
+        "DatasetError": "mechvlm.errors:DatasetError",
         "EngineError": "mechvlm.errors:EngineError",
         "Entity": "mechvlm.items:Entity",
         "Fact": "mechvlm.items:Fact",
@@ -115,6 +168,7 @@ _KEPT = MappingProxyType(
         "InteropError": "mechvlm.errors:InteropError",
         "InterventionError": "mechvlm.errors:InterventionError",
         "Item": "mechvlm.items:Item",
+        "JudgeError": "mechvlm.errors:JudgeError",
         "Knockout": "mechvlm.interventions:Knockout",
         "LayerError": "mechvlm.errors:LayerError",
         "Layout": "mechvlm.layout:Layout",
@@ -132,6 +186,7 @@ _KEPT = MappingProxyType(
         "PathPatch": "mechvlm.interventions:PathPatch",
         "PlaceholderError": "mechvlm.errors:PlaceholderError",
         "Plan": "mechvlm.plan:Plan",
+        "Posed": "mechvlm.posing:Posed",
         "Positions": "mechvlm.layout:Positions",
         "Prompt": "mechvlm.prompts:Prompt",
         "PromptError": "mechvlm.errors:PromptError",
@@ -143,26 +198,67 @@ _KEPT = MappingProxyType(
         "SceneError": "mechvlm.errors:SceneError",
         "Site": "mechvlm.sites:Site",
         "SiteError": "mechvlm.errors:SiteError",
+        "Swap": "mechvlm.analyses.cross_patching:Swap",
         "TokenError": "mechvlm.errors:TokenError",
         "UnreadableImageError": "mechvlm.errors:UnreadableImageError",
+        "attention_fraction": "mechvlm.analyses.attention_flow:attention_fraction",
+        "attention_map": "mechvlm.analyses.attention_flow:attention_map",
         "attention_patterns": "mechvlm.analyses.attention_flow:attention_patterns",
+        "attention_rollout": "mechvlm.analyses.attention_flow:attention_rollout",
         "activation_patching": (
             "mechvlm.analyses.activation_patching:activation_patching"
         ),
+        "answer_track": "mechvlm.analyses.logit_lens:answer_track",
+        "ask": "mechvlm.models.asking:ask",
         "axes": "mechvlm.axes",
+        "back_patch": "mechvlm.analyses.holding:back_patch",
         "base_run": "mechvlm.record:base_run",
+        "caption_knockout": "mechvlm.analyses.caption_knockout:caption_knockout",
         "cite": "mechvlm.papers:cite",
+        "compressed_context": "mechvlm.models.compressing:compressed_context",
+        "context_accuracy": "mechvlm.analyses.compressed_context:context_accuracy",
+        "context_answerer": "mechvlm.analyses.compressed_context:context_answerer",
+        "cross_patch": "mechvlm.analyses.cross_patching:cross_patch",
+        "cumulative_knockout": (
+            "mechvlm.analyses.cumulative_knockout:cumulative_knockout"
+        ),
+        "datasets": "mechvlm.datasets",
         "engine": "mechvlm.engine",
+        "first_pieces": "mechvlm.models.pieces:first_pieces",
+        "flow_cuts": "mechvlm.analyses.knockout_table:flow_cuts",
+        "gradient_x_input": "mechvlm.analyses.attribution:gradient_x_input",
+        "grounded_items": "mechvlm.analyses.token_ablation:grounded_items",
+        "integrated_gradients": "mechvlm.analyses.attribution:integrated_gradients",
+        "freeze": "mechvlm.analyses.holding:freeze",
         "intervene": "mechvlm.engine:intervene",
+        "judges": "mechvlm.judges",
         "kl_divergence": "mechvlm.metrics:kl_divergence",
+        "knockout_accuracy": "mechvlm.analyses.knockout_table:knockout_accuracy",
         "knockout_windows": "mechvlm.analyses.knockout:knockout_windows",
         "labelled": "mechvlm.axes:labelled",
         "load": "mechvlm.models.load:load",
         "log_probability": "mechvlm.metrics:log_probability",
+        "localization": "mechvlm.analyses.attention_flow:localization",
+        "localization_accuracy": (
+            "mechvlm.analyses.attention_flow:localization_accuracy"
+        ),
         "logit_difference": "mechvlm.metrics:logit_difference",
+        "logit_lens": "mechvlm.analyses.logit_lens:logit_lens",
+        "lost_objects": "mechvlm.analyses.caption_knockout:lost_objects",
         "matching": "mechvlm.matching",
+        "mean_token": "mechvlm.analyses.token_ablation:mean_token",
+        "mean_token_per_position": (
+            "mechvlm.analyses.token_ablation:mean_token_per_position"
+        ),
+        "mme": "mechvlm.analyses.mme:mme",
+        "modality_gap": "mechvlm.analyses.modality_gap:modality_gap",
+        "named_windows": "mechvlm.analyses.knockout_table:named_windows",
+        "object_cuts": "mechvlm.analyses.knockout_table:object_cuts",
+        "object_hit_rate": "mechvlm.analyses.logit_lens:object_hit_rate",
+        "object_lens": "mechvlm.analyses.logit_lens:object_lens",
         "open_result": "mechvlm.axes:open_result",
         "plan": "mechvlm.plan:plan",
+        "pool_fractions": "mechvlm.analyses.attention_flow:pool_fractions",
         "probability": "mechvlm.metrics:probability",
         "probability_change": "mechvlm.metrics:probability_change",
         "rank": "mechvlm.metrics:rank",
@@ -170,11 +266,15 @@ _KEPT = MappingProxyType(
         "record": "mechvlm.record:record",
         "recovery": "mechvlm.metrics:recovery",
         "reference": "mechvlm.reference",
+        "rejudge": "mechvlm.analyses.caption_knockout:rejudge",
         "report": "mechvlm.report",
         "save_result": "mechvlm.axes:save_result",
         "scenes": "mechvlm.scenes",
+        "selecting": "mechvlm.selecting",
         "statistics": "mechvlm.statistics",
+        "token_ablation": "mechvlm.analyses.token_ablation:token_ablation",
         "viz": "mechvlm.viz",
+        "word_rows": "mechvlm.analyses.attention_flow:word_rows",
     }
 )
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from mechvlm.errors import PromptError
 from mechvlm.items import Item
-from mechvlm.matching import Matcher, begins, mentions, names, yes_or_no
+from mechvlm.matching import Matcher, begins, mentions, names, words, yes_or_no
 
-__all__ = ["Ask", "Reading", "generative", "polling", "vqa"]
+__all__ = ["Ask", "Reading", "counting", "generative", "polling", "vqa"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Ask:
         return found
 
 
+def _no_prefix(item: Item) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Reading:
     """One way to ask about an item's target, and to read success off the answer.
@@ -57,6 +61,8 @@ class Reading:
         first: The word that a right answer begins with, whose probability is watched;
             None where a right answer may begin with anything.
         max_new_tokens: Longest answer.
+        prefix: Start of the assistant's answer, which the model goes on from; what is
+            said begins after it.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Reading:
     right: Callable[[Item, str], bool]
     first: Callable[[Item], str] | None = None
     max_new_tokens: int = 20
+    prefix: Callable[[Item], str] = _no_prefix
 
 
 def generative(
@@ -107,17 +114,76 @@ def polling(
 
 
 def vqa(*, matcher: Matcher = begins, max_new_tokens: int = 10) -> Reading:
-    """The item's own question and answer.
+    """The item's own question and answer, begun by the item's own prefix.
 
     Paper: Neo et al. 2024, arXiv:2410.07149, section 3.
     """
     return Reading(
         "VQA",
         lambda item: item.question,
-        lambda item, said: matcher(said, [item.answer]),
-        lambda item: item.answer.split()[0],
+        lambda item, said: matcher(said, [_answer(item)]),
+        lambda item: _answer(item).split()[0],
+        max_new_tokens,
+        lambda item: item.prefix,
+    )
+
+
+def counting(
+    question: str = "How many objects are in the image?", *, max_new_tokens: int = 10
+) -> Reading:
+    """A question of number; right if the first number said is that of the objects.
+
+    What an item does not list in `objects` is not counted, so that its objects must be
+    all that the question asks about. Asked while an object's tokens are ablated, it
+    tells whether the rest of the image still holds that the object is there.
+
+    Args:
+        question: What is asked.
+        max_new_tokens: Longest answer.
+
+    Paper: Neo et al. 2024, arXiv:2410.07149 (global features in background tokens).
+
+    Example:
+        >>> two = Item("a.png", "?", objects={"a": (0, 0, 9, 9), "b": (5, 5, 9, 9)})
+        >>> counting().right(two, "There are 2."), counting().right(two, "three")
+        (True, False)
+    """
+    return Reading(
+        "counting",
+        lambda item: question,
+        lambda item, said: _number(said) == len(item.objects),
+        lambda item: _in_words(len(item.objects)),
         max_new_tokens,
     )
+
+
+_NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve"),
+)
+
+
+def _in_words(n: int) -> str:
+    return _NUMBERS[n] if n < len(_NUMBERS) else str(n)
+
+
+def _number(said: str) -> int | None:
+    """The first number in an answer, in digits or as a word; None if there is none."""
+    for word in words(said):
+        if word.isdecimal():
+            return int(word)
+        if word in _NUMBERS:
+            return _NUMBERS.index(word)
+    return None
+
+
+def _answer(item: Item) -> str:
+    if not words(item.answer):
+        raise PromptError(
+            f"item {item.id or item.question!r} has no answer to compare with. Give"
+            " Item(..., answer=...)."
+        )
+    return item.answer
 
 
 def _target(item: Item) -> str:
