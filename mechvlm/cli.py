@@ -69,6 +69,38 @@ def demo(
 
 
 @app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="cohen, neo or kaduri.")],
+    *,
+    model: Annotated[
+        str, typer.Option(help="'demo', a checkpoint folder, or a name on the hub.")
+    ] = "demo",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures for a real model. cohen: a folder in PopVQA's layout."
+            " neo: a folder with instances.json (COCO) and images/. kaduri: a folder"
+            " of pictures, with a folder mme/ in MME's layout if you have it."
+        ),
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(help="Most pictures; left out: enough for the demo.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; left out: mechvlm-cohen, ...")
+    ] = None,
+) -> None:
+    """Run a paper's whole set of analyses; write tables, results and a report.
+
+    Example: mechvlm reproduce neo --scenes 40
+    """
+    from mechvlm.reproduce import run
+
+    page = run(paper, model=model, data=data, scenes=scenes, out=out)
+    typer.echo(page)
+
+
+@app.command()
 def info() -> None:
     """Tell what is installed, where models would run, and where the demo is."""
     from mechvlm.models.demo import PATH

@@ -78,7 +78,7 @@ def generative(
 ) -> Reading:
     """A free description; right if it mentions the target, in whole words.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3.
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (table 1).
 
     Example:
         >>> generative().name
@@ -102,7 +102,7 @@ def polling(
         question: What is asked, with `{}` in the place of the target's name.
         max_new_tokens: Longest answer.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3.
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (table 1).
     """
     return Reading(
         "polling",
@@ -116,7 +116,7 @@ def polling(
 def vqa(*, matcher: Matcher = begins, max_new_tokens: int = 10) -> Reading:
     """The item's own question and answer, begun by the item's own prefix.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3.
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (table 1).
     """
     return Reading(
         "VQA",

@@ -92,7 +92,7 @@ def object_tokens(*, buffer: int = 0, rule: Rule = "any") -> Selector:
         rule: What counts as seeing; see `Layout.region`. The grid of cells covers all
             that the model sees, without an uncovered rim.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3 (object tokens, with buffer).
+    Paper: Neo et al. 2024, arXiv:2410.07149, object tokens.
 
     Example:
         >>> object_tokens(buffer=1)
@@ -162,7 +162,7 @@ def register_tokens(*, k_std: float | int = 2.0) -> Selector:
     Args:
         k_std: Standard deviations above the mean.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3 (register tokens).
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (register tokens).
 
     Example:
         >>> register_tokens()
@@ -189,7 +189,7 @@ def random_tokens(
         outside: A selector whose tokens are not drawn; None draws from all.
         seed: Of the draw.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3 (random tokens).
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (random tokens).
 
     Example:
         >>> random_tokens(object_tokens(), outside=object_tokens(buffer=1))
@@ -230,7 +230,7 @@ def attribution_tokens(
             paper's is the mean over many pictures, as `mean_token` gives it.
         steps: Places between baseline and prompt where the gradient is taken.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3 (integrated gradients).
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (integrated gradients).
 
     Example:
         >>> attribution_tokens(40)

@@ -58,8 +58,8 @@ def integrated_gradients(
         InterventionError: There is no position or step, or the baseline does not fit.
         MetricError: The metric has no gradient.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3; signed, where the paper's code
-    takes absolute values.
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens; signed, where the
+    paper's code takes absolute values.
 
     Example:
         >>> import mechvlm as mv
@@ -106,7 +106,7 @@ def gradient_x_input(
         InterventionError: There is no position, or the baseline does not fit.
         MetricError: The metric has no gradient.
 
-    Paper: the one-step form of Neo et al. 2024, arXiv:2410.07149, section 3.
+    Paper: the one-step form of Neo et al. 2024, arXiv:2410.07149, ablation of tokens.
 
     Example:
         >>> import mechvlm as mv

@@ -43,7 +43,7 @@ def attention_rollout(
     Raises:
         LayoutError: The prompt has no such image, or a row does not exist.
 
-    Paper: Abnar and Zuidema 2020, arXiv:2005.00928, section 3.
+    Paper: Abnar and Zuidema 2020, arXiv:2005.00928, attention rollout.
 
     Example:
         >>> import mechvlm as mv

@@ -35,7 +35,7 @@ def rejudge(
         MetricError: No description names an object that the judge knows, or the truth
             does not fit the prompts.
 
-    Paper: Kaduri et al. 2024, arXiv:2411.17491, section 4.
+    Paper: Kaduri et al. 2024, arXiv:2411.17491, knockout of attention.
 
     Example:
         >>> import mechvlm as mv
@@ -82,7 +82,7 @@ def lost_objects(
     Raises:
         ResultError: The result is not a caption knockout's, or has no such arm.
 
-    Paper: Kaduri et al. 2024, arXiv:2411.17491, section 5: what is localised later.
+    Paper: Kaduri et al. 2024, arXiv:2411.17491, localisation (figure 6).
 
     Example:
         >>> import mechvlm as mv

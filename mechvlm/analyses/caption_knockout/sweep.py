@@ -109,7 +109,7 @@ def caption_knockout(
         MetricError: No description names an object that the judge knows, or the truth
             does not fit the prompts.
 
-    Paper: Kaduri et al. 2024, arXiv:2411.17491, section 4.
+    Paper: Kaduri et al. 2024, arXiv:2411.17491, knockout of attention.
 
     Example:
         >>> import mechvlm as mv

@@ -61,7 +61,7 @@ def object_hit_rate(
         TokenError: A word has several parts and can be no token.
         PromptError: The lens was not asked at one of the positions.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 4.
+    Paper: Neo et al. 2024, arXiv:2410.07149, logit lens.
 
     Example:
         >>> import mechvlm as mv
@@ -162,7 +162,7 @@ def object_lens(
         TokenError: A name is not exactly one token and `words` is not given.
         RegionError: An object lies where the model sees nothing.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 4.
+    Paper: Neo et al. 2024, arXiv:2410.07149, logit lens.
 
     Example:
         >>> import mechvlm as mv

@@ -64,7 +64,7 @@ def logit_lens(
         MetricError: `topk` or `norm` means nothing.
         RunError: The run did not record the stream.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 4; without the norm, Zhang et al.
+    Paper: Neo et al. 2024, arXiv:2410.07149, logit lens; without the norm, Zhang et al.
         2024, arXiv:2411.18620.
 
     Example:

@@ -49,7 +49,8 @@ def grounded_items(
         InterventionError: There is no item.
         PromptError: An item has no target, or lacks what the reading asks by.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3 (control of hallucination).
+    Paper: Neo et al. 2024, arXiv:2410.07149, control of
+    hallucination.
 
     Example:
         >>> import mechvlm as mv

@@ -37,7 +37,7 @@ def mean_token(vlm: HookedVLM, images: Iterable[Picture]) -> xr.DataArray:
     Raises:
         MissingImageError: There is no image.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3.
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (table 1).
 
     Example:
         >>> import mechvlm as mv
@@ -77,7 +77,8 @@ def mean_token_per_position(vlm: HookedVLM, images: Iterable[Picture]) -> xr.Dat
         MissingImageError: There is no image.
         LayoutError: Images have different numbers of tokens.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3, with a mean per position.
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens, with a
+        mean per position.
 
     Example:
         >>> import mechvlm as mv

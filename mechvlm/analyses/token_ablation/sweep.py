@@ -93,7 +93,7 @@ def token_ablation(
         MetricError: No item is right before, or a random set cannot be as large.
         PairError: With "resample": two pictures are laid out differently.
 
-    Paper: Neo et al. 2024, arXiv:2410.07149, section 3.
+    Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (table 1).
 
     Example:
         >>> import mechvlm as mv

@@ -1,0 +1,421 @@
+"""Neo et al. 2024: where in the image tokens, and in which layers, an object is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from mechvlm.analyses.knockout_table import flow_cuts, knockout_accuracy
+from mechvlm.analyses.logit_lens import object_lens
+from mechvlm.analyses.token_ablation import token_ablation
+from mechvlm.datasets import coco
+from mechvlm.errors import MetricError
+from mechvlm.items import Item
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.pieces import first_pieces
+from mechvlm.readings import Reading, counting, generative, polling, vqa
+from mechvlm.reproduce.finding import Claim, Finding, Row
+from mechvlm.reproduce.material import DESCRIBE, HOW_MANY, PRESENCE, items
+from mechvlm.reproduce.shapes import columns, stacked, titled
+from mechvlm.reproduce.study import Study
+from mechvlm.selecting import (
+    Selector,
+    attribution_tokens,
+    object_tokens,
+    register_tokens,
+)
+from mechvlm.statistics import mean_of
+from mechvlm.viz import bars, curves
+
+__all__ = ["NEO", "Pictures"]
+
+SEED = 42
+N_ATTRIBUTED = 8
+"""Tokens that integrated gradients choose: about as many as an object has."""
+
+N_RANDOM = 2
+"""Random sets for each set and item: intervals come from the items."""
+
+FEW = 12
+"""Items that integrated gradients are taken of; each costs dozens of passes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Questions about objects in pictures, and how they are asked.
+
+    Attributes:
+        items: Each with its target and all objects of the picture.
+        crowded: Pictures in which objects overlap or are of one class.
+        readings: Ways to ask and to read success.
+        counting: How the number of objects is asked.
+        words: What names an object, from its name; None takes its first pieces.
+    """
+
+    items: Sequence[Item]
+    crowded: Sequence[Item]
+    readings: Sequence[Reading]
+    counting: Reading
+    words: Callable[[str], Sequence[str]] | None
+
+
+def of_scenes(n: int) -> Pictures:
+    """Synthetic scenes, asked for a thing's colour."""
+    readings = (
+        generative(DESCRIBE, max_new_tokens=24),
+        polling(PRESENCE, max_new_tokens=2),
+        vqa(max_new_tokens=2),
+    )
+    return Pictures(
+        items(n, SEED),
+        items(n // 2, SEED + 1, overlapping=True),
+        readings,
+        counting(HOW_MANY, max_new_tokens=2),
+        str.split,
+    )
+
+
+def of_folder(folder: Path, n: int) -> Pictures:
+    """COCO pictures: `instances.json` and `images/`."""
+    found = coco.read(folder / "instances.json", folder / "images", limit=n)
+    crowded = [item for item in found if len(item.objects) > 1]
+    readings = (generative(), polling(), vqa())
+    return Pictures(found, crowded, readings, counting(), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """Questions before a model."""
+
+    vlm: HookedVLM
+    pictures: Pictures
+
+
+def _ablated(session: Session) -> Finding:
+    vlm, pictures = session.vlm, session.pictures
+    sets = {
+        "object": object_tokens(),
+        "object + 1": object_tokens(buffer=1),
+        "register": register_tokens(),
+    }
+    found = _lost(vlm, pictures.items, sets, pictures.readings)
+    chosen = {"gradients": attribution_tokens(N_ATTRIBUTED, steps=16)}
+    attributed = token_ablation(
+        vlm, pictures.items[:FEW], chosen, metric=pictures.readings[-1]
+    )
+    decrease = found["decrease"].assign_coords(
+        low=found["decrease_low"], high=found["decrease_high"]
+    )
+    excess = found["excess_low"].sel(set="object")
+    last = str(found["reading"].values[-1])
+    own, random = (
+        100 * float(found[name].sel(set="object", reading=last))
+        for name in ("decrease", "control")
+    )
+    return Finding(
+        f"{last}: {own:.0f} % of right answers are lost with the object's tokens,"
+        f" {random:.0f} % with as many random ones; paired excess over random, lower"
+        f" ends: {', '.join(f'{100 * float(x):.0f} %' for x in excess)}.",
+        bool((excess > 0).all()),
+        [*_ablation_rows(found), *_ablation_rows(attributed)[1:]],
+        {"token_ablation": found, "token_ablation_gradients": attributed},
+        bars(decrease.assign_attrs(titled("Right answers lost", found))),
+    )
+
+
+def _lens(session: Session) -> Finding:
+    vlm, pictures = session.vlm, session.pictures
+    found = _object_lens(vlm, pictures, pictures.items)
+    low = float(found["best_rate_over_control"].sel(estimate="low"))
+    best, layer = (
+        {str(e): float(found[name].sel(estimate=e)) for e in ("mean", "low", "high")}
+        for name in ("mean_best_rate", "mean_best_layer")
+    )
+    return Finding(
+        f"{100 * best['mean']:.0f} % ({100 * best['low']:.0f} to"
+        f" {100 * best['high']:.0f}) at the best layer, on average"
+        f" h[{layer['mean']:.1f}] of {found.sizes['layer']}; above as many background"
+        f" tokens by at least {100 * low:.0f} points.",
+        low > 0 and layer["low"] > 0,
+        _lens_rows(found),
+        {"logit_lens": found},
+        curves(_lens_lines(found, "Image tokens that decode to their object")),
+    )
+
+
+def _flows(session: Session) -> Finding:
+    vlm, pictures = session.vlm, session.pictures
+    n_layers = vlm.cfg.n_layers
+    cuts = ("image->question", "image->last", "question->last")
+    found = knockout_accuracy(
+        vlm,
+        pictures.items,
+        cuts=lambda layout, at: {k: flow_cuts(layout)[k] for k in cuts},
+        windows={str(at): range(at, n_layers) for at in range(n_layers)},
+        reading=pictures.readings[-1],
+    )
+    lines = stacked(
+        {
+            cut: columns(found, "change", cut=cut).rename(window="from layer")
+            for cut in cuts
+        },
+        "cut",
+        "Answer's probability with a flow cut from a layer on",
+    ).assign_attrs(titled("Answer's probability with a flow cut", found))
+    until = {cut: _until(found["change"].sel(cut=cut).values) for cut in cuts}
+    told = "; ".join(f"{cut} {_told(until[cut])}" for cut in cuts)
+    first, second = until["image->question"], until["image->last"]
+    return Finding(
+        f"half of the effect is left of cutting {told}.",
+        first != second,
+        _cut_rows(found, "change"),
+        {"knockout_flows": found},
+        curves(lines),
+    )
+
+
+def _table_2(session: Session) -> Finding:
+    vlm, pictures = session.vlm, session.pictures
+    found = knockout_accuracy(vlm, pictures.items, reading=pictures.readings[-1])
+    shown = ("object->last", "object+1->last", "rest of object+1->last")
+    here = found["accuracy"].sel(cut=list(shown), window="all")
+    low, high = (
+        found[f"accuracy_{end}"].sel(cut=list(shown)) for end in ("low", "high")
+    )
+    picture = found["accuracy"].sel(cut=list(shown)).assign_coords(low=low, high=high)
+    aside = found["accuracy"].sel(cut="object+1->last row", window="all")
+    own, around, rest = (100 * float(x) for x in here)
+    return Finding(
+        f"with the cut in all layers {own:.0f} % stay right (object), {around:.0f} %"
+        f" (object and ring), {rest:.0f} % (all others); with the object cut off from"
+        f" the last row {100 * float(aside):.0f} %.",
+        bool(found["difference_high"].sel(cut="object+1->last", window="all") < 0),
+        _cut_rows(found, "accuracy"),
+        {"knockout_table": found},
+        curves(picture.assign_attrs(titled("Answers that stay right", found))),
+    )
+
+
+def _background(session: Session) -> Finding:
+    """The open check on global features: is the object still counted elsewhere?"""
+    vlm, pictures = session.vlm, session.pictures
+    several = [item for item in pictures.items if len(item.objects) > 1]
+    readings = (pictures.counting, pictures.readings[1])
+    sets = {"object": object_tokens(), "object + 1": object_tokens(buffer=1)}
+    found = _lost(vlm, several, sets, readings)
+    lost, random = (
+        100 * float(found[name].sel(reading="counting", set="object"))
+        for name in ("decrease", "control")
+    )
+    return Finding(
+        f"{lost:.0f} % of right counts are lost with one object's tokens ablated"
+        f" ({random:.0f} % with as many random ones): the rest of the image keeps the"
+        f" count in {100 - lost:.0f} % of cases.",
+        None,
+        _ablation_rows(found),
+        {"global_features": found},
+        bars(
+            found["decrease"]
+            .assign_coords(low=found["decrease_low"], high=found["decrease_high"])
+            .assign_attrs(titled("Right answers lost", found))
+        ),
+    )
+
+
+def _crowded(session: Session) -> Finding:
+    """The open check on several objects: each is looked for by itself."""
+    vlm, pictures = session.vlm, session.pictures
+    if not pictures.crowded:
+        return Finding("no picture here has several objects.", None)
+    found = _object_lens(vlm, pictures, pictures.crowded)
+    low = float(found["best_rate_over_control"].sel(estimate="low"))
+    named = float(found["share_named"].sel(estimate="mean"))
+    return Finding(
+        f"{100 * named:.0f} % of {found.sizes['object']} such objects are named at some"
+        f" layer by a token of their own, above background by {100 * low:.0f} points or"
+        " more.",
+        None,
+        _lens_rows(found),
+        {"crowded": found},
+        curves(_lens_lines(found, "Tokens that decode to their object, crowded")),
+    )
+
+
+def _lost(
+    vlm: HookedVLM,
+    asked: Sequence[Item],
+    sets: Mapping[str, Selector],
+    readings: Sequence[Reading],
+) -> xr.Dataset:
+    """Ablation by every reading that a model can be asked by, the others left out.
+
+    So are sets that no picture has, as of tokens of high norm.
+    """
+    prompts = [vlm.prompt(item.question, item.image) for item in asked]
+    there = {
+        name: choose
+        for name, choose in sets.items()
+        if any(choose(vlm, *each) for each in zip(prompts, asked, strict=True))
+    }
+    found = []
+    for reading in readings:
+        try:
+            found.append(
+                token_ablation(vlm, asked, there, metric=reading, n_random=N_RANDOM)
+            )
+        except MetricError:  # nothing is right before, so nothing can be lost
+            continue
+    if not found:
+        raise MetricError(f"no answer is right to {asked[0].question!r} and the like.")
+    return xr.concat(
+        found,
+        "reading",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="override",
+    )
+
+
+def _object_lens(
+    vlm: HookedVLM, pictures: Pictures, chosen: Sequence[Item]
+) -> xr.Dataset:
+    if pictures.words is not None:
+        return object_lens(vlm, chosen, words=pictures.words)
+    return object_lens(vlm, chosen, words=lambda name: first_pieces(vlm, name))
+
+
+def _lens_lines(found: xr.Dataset, title: str) -> xr.DataArray:
+    """Mean over objects of the own words' rate and its control, by layer."""
+    return stacked(
+        {
+            "object": _over_objects(found["hit_rate"]),
+            "background": _over_objects(found["control_rate"]),
+        },
+        "tokens",
+        title,
+    ).assign_attrs(titled(title, found))
+
+
+def _over_objects(rates: xr.DataArray) -> xr.DataArray:
+    every = rates.transpose("layer", "object").values
+    told = [mean_of(row[np.isfinite(row)]) for row in every]
+    mean, low, high = (np.array([each[i] for each in told]) for i in range(3))
+    return xr.DataArray(
+        mean,
+        dims="layer",
+        coords={
+            "layer": rates["layer"].values,
+            "low": ("layer", low),
+            "high": ("layer", high),
+        },
+        attrs=rates.attrs,
+    )
+
+
+def _until(change: np.ndarray) -> int:
+    """First layer from which on a cut has less than half of its effect from 0 on."""
+    return int(np.flatnonzero(np.append(change, 0.0) >= change[0] / 2)[0])
+
+
+def _told(layer: int) -> str:
+    return "nowhere (no effect)" if layer == 0 else f"from layer {layer} on"
+
+
+def _ablation_rows(found: xr.Dataset) -> list[Row]:
+    names = (
+        *("n_tokens", "n", "decrease", "decrease_low", "decrease_high", "control"),
+        *("excess", "excess_low", "excess_high", "p"),
+    )
+    rows: list[Row] = [("reading", "set", *names)]
+    for reading in found["reading"].values:
+        for name in found["set"].values:
+            here = found.sel(reading=reading, set=name)
+            rows.append((str(reading), str(name), *(float(here[x]) for x in names)))
+    return rows
+
+
+def _lens_rows(found: xr.Dataset) -> list[Row]:
+    lines = _lens_lines(found, "")
+    rows: list[Row] = [("layer", "tokens", "share", "low", "high")]
+    for layer in lines["layer"].values:
+        for name in lines["tokens"].values:
+            here = lines.sel(layer=layer, tokens=name)
+            ends = (float(here), float(here["low"]), float(here["high"]))
+            rows.append((int(layer), str(name), *ends))
+    return rows
+
+
+def _cut_rows(found: xr.Dataset, name: str) -> list[Row]:
+    columns_ = (name, f"{name}_low", f"{name}_high", "control", "n")
+    rows: list[Row] = [("cut", "window", *columns_)]
+    for cut in found["cut"].values:
+        for window in found["window"].values:
+            here = found.sel(cut=cut, window=window)
+            rows.append((str(cut), str(window), *(float(here[x]) for x in columns_)))
+    return rows
+
+
+NEO = Study(
+    "neo",
+    "arXiv:2410.07149",
+    "Where visual information lives",
+    40,
+    of_scenes,
+    of_folder,
+    Session,
+    {
+        Claim(
+            "token_ablation",
+            "An object's own tokens hold what is said of it",
+            "Image tokens are replaced by the mean token before layer 0: an object's,"
+            " those with a ring around them, those of high norm, and each time as many"
+            " random ones. Readings of which no answer was right are left out.",
+            "accuracy drops by over 70 % when an object's tokens are removed"
+            " (abstract).",
+        ): _ablated,
+        Claim(
+            "logit_lens",
+            "Image tokens of an object decode to its words in later layers",
+            "The final norm and head read every image token of every layer; a token"
+            " counts if its most probable word names the object that it shows.",
+            "image tokens become more and more interpretable as words across layers"
+            " (abstract).",
+        ): _lens,
+        Claim(
+            "knockout_flows",
+            "Image to question and image to last are read in different layers",
+            "Attention between two groups is cut from one layer up, and the probability"
+            " of the answer compared with nothing cut.",
+            "the model extracts object information at the last position (abstract). The"
+            " cuts into the question are Zhang et al.'s, arXiv:2411.18620.",
+        ): _flows,
+        Claim(
+            "knockout_table",
+            "The last position reads the object's tokens directly",
+            "Attention is cut between an object's tokens, or all others, and the last"
+            " position or the last row of the image, in the paper's windows of layers.",
+            "the model extracts object information at the last position (abstract);"
+            " cuts and windows are those of its released code.",
+        ): _table_2,
+        Claim(
+            "global_features",
+            "Do background tokens still count an ablated object?",
+            "The object's tokens are ablated, and the number of objects and its"
+            " presence are asked.",
+            "an open question: do background tokens hold global features?",
+        ): _background,
+        Claim(
+            "crowded",
+            "Objects that overlap, or share a class, are told apart",
+            "The lens looks for every object by itself, in pictures where they overlap"
+            " or are alike.",
+            "an open question: several objects, overlapping or of one class.",
+        ): _crowded,
+    },
+)
