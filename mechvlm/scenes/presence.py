@@ -25,7 +25,7 @@ def ask_exists(scene: Scene) -> Iterator[Question]:
     >>> from mechvlm.scenes import Thing
     >>> scene = Scene((Thing("ring", "red", "small", 0),))
     >>> [(q.text, q.answer) for q in ask_exists(scene)][:2]
-    [('is there a red ring ?', 'yes'), ('is there a orange circle ?', 'no')]
+    [('is there a red ring ?', 'yes'), ('is there a green circle ?', 'no')]
     """
     rng = np.random.default_rng([scene.seed, 1])
     both = [f"{thing.color} {thing.shape}" for _, thing in plain_things(scene)]

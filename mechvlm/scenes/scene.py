@@ -76,6 +76,12 @@ class Scene:
         """
         return mask_of(self.things[i])
 
+    @property
+    def overlapping(self) -> bool:
+        """Whether some thing hides a part of another one."""
+        each = range(len(self.things))
+        return any((self.mask(i) != self.full_mask(i)).any() for i in each)
+
     def box(self, i: int) -> tuple[int, int, int, int]:
         """Tight box of what is seen of thing `i`: (x0, y0, x1, y1) px, half-open."""
         rows, columns = np.nonzero(self.mask(i))

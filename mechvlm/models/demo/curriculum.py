@@ -36,6 +36,8 @@ AGAIN_BLIND = "again_blind"
 LOGGED = (*KINDS, TEXT, AGAIN, AGAIN_BLIND)
 LONG = ("describe", "detail")
 """Kinds whose answers grow with the scene."""
+DESCRIBE = "describe the image ."
+"""The question that second ones mostly follow."""
 _WEIGHTS = {
     "color": 1.5,
     "shape": 1.2,
@@ -54,7 +56,6 @@ _WEIGHTS = {
 _RARE = ("two", "three", "four")
 _RARE_WEIGHT = 5.0
 _FIRST_DESCRIBES = 0.75
-_DESCRIBE = "describe the image ."
 _TEXT_TOKENS = 220
 _COVERED = 0.12
 _ONE_WORD = 0.3
@@ -213,7 +214,7 @@ def _segment(
         blind = kind == "describe" and rng.random() < asking.blind_describe
         return answered(text, answer, kind, blind=blind)
     describes = rng.random() < _FIRST_DESCRIBES
-    first = _DESCRIBE if describes else others[int(rng.integers(len(others)))].text
+    first = DESCRIBE if describes else others[int(rng.integers(len(others)))].text
     blind = rng.random() < asking.blind_again
     filed = AGAIN_BLIND if blind else AGAIN
     return answered(text, answer, filed, after=first, blind=blind)

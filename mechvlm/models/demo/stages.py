@@ -98,7 +98,7 @@ CONTROL = Course(
         ),
         "projector": replace(MAIN.language["projector"], seed=23, asking=_PLAIN),
         "joint": Recipe(
-            steps=6000,
+            steps=5000,
             rate=1e-3,
             seed=24,
             pictures=9,
