@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
@@ -12,6 +14,9 @@ from transformers import (
 )
 
 from mechvlm.models.demo import PATH
+from mechvlm.models.demo.language import hidden_states
+from mechvlm.models.demo.packing import UNASKED, Row, answered, pack
+from mechvlm.models.demo.pool import normalised
 from mechvlm.scenes import Question, Scene
 
 _BATCH = 32
@@ -65,6 +70,35 @@ class Checkpoint:
         for start in range(0, len(asked), _BATCH):
             found += self._batch(asked[start : start + _BATCH])
         return found
+
+    def right_blind(self, asked: Sequence[Asked]) -> Bool[np.ndarray, " question"]:
+        """Whether second questions get their answers if they cannot read the picture.
+
+        The picture can be read up to the end of the first question alone. What is
+        right here word by word is what greedy generation would say.
+
+        Args:
+            asked: All with a scene, and all after another question.
+        """
+        starts = range(0, len(asked), _BATCH)
+        return np.concatenate(
+            [self._batch_blind(asked[at : at + _BATCH]) for at in starts]
+        )
+
+    @torch.no_grad()
+    def _batch_blind(self, asked: Sequence[Asked]) -> Bool[np.ndarray, " question"]:
+        pixels = np.stack([a.scene.pixels for a in asked if a.scene is not None])
+        images = self.network.get_image_features(normalised(torch.from_numpy(pixels)))
+        segments = [
+            answered(a.question.text, a.question.answer, "", after=a.after, blind=True)
+            for a in asked
+        ]
+        batch = pack([Row([segment]) for segment in segments], [""])
+        shown = torch.stack(list(images.pooler_output))
+        said = self.network.lm_head(hidden_states(self.network, batch, shown))
+        wanted = batch.labels[:, 1:]
+        right = (said[:, :-1].argmax(dim=-1) == wanted) | (wanted == UNASKED)
+        return np.asarray(right.all(dim=1))
 
     def _batch(self, asked: Sequence[Asked]) -> list[str]:
         images = [a.scene.image for a in asked if a.scene is not None]

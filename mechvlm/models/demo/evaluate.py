@@ -54,7 +54,8 @@ def scores(checkpoint: Checkpoint, *, n: int, seed: int) -> dict[str, Score]:
     Returns:
         For each kind the share of exact answers, over all scenes, over those with three
         things or more, and over other scenes in which things overlap; `*_f1` of both
-        descriptions; `again_*` of second questions; `fact_by_*` over groups of facts.
+        descriptions; `again_*` of second questions, `again_blind_*` of the same if they
+        cannot read the picture; `fact_by_*` over groups of facts.
     """
     found: dict[str, Score] = {}
     for number, kind in enumerate(KINDS):
@@ -72,6 +73,7 @@ def scores(checkpoint: Checkpoint, *, n: int, seed: int) -> dict[str, Score]:
                 kind, n=n // 2, rng=rng, among=lambda scene: True, after=DESCRIBE
             )
             found |= _score(checkpoint, f"again_{kind}", asked, {})
+            found[f"again_blind_{kind}"] = _mean(checkpoint.right_blind(asked))
     found |= _facts_by_name(checkpoint)
     for number, (group, belongs) in enumerate(_GROUPS.items()):
         rng = np.random.default_rng([seed, _FACTS, number])

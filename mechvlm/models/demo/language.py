@@ -113,7 +113,8 @@ def hidden_states(
     """The last layer's normed states; `images` stand in the image tokens' places."""
     language = network.model.language_model
     embedded = language.embed_tokens(batch.ids)
-    embedded = embedded.masked_scatter((batch.ids == IMAGE)[..., None], images)
+    at_images = (batch.ids == IMAGE)[..., None]
+    embedded = embedded.masked_scatter(at_images, images.to(embedded.dtype))
     out = language(
         inputs_embeds=embedded,
         attention_mask=batch.mask,
@@ -168,7 +169,7 @@ def _loss(
         weights = _stacked([m.weights for m in step.mosaics])
         embedded = network.model.language_model.embed_tokens(words)
         images.append((embedded * weights[..., None]).sum(dim=2))
-    shown = torch.cat(images) if images else torch.empty(0)
+    shown = torch.cat(images) if images else torch.empty(0, 0, 0)
     hidden = hidden_states(network, step.batch, shown)
     loss = _answer_loss(network, step.batch, hidden, log)
     if step.mosaics:

@@ -118,7 +118,8 @@ def pack(rows: Sequence[Row], kinds: Sequence[str]) -> Batch:
             here = slice(start, start + len(segment.ids))
             ids[at, here] = segment.ids
             labels[at, here] = segment.labels
-            weights[at, here] = _n_asked(segment) ** -0.5
+            asked = labels[at, here] != UNASKED
+            weights[at, here] = asked * asked.sum() ** -0.5
             positions[at, here] = range(begin, begin + len(segment.ids))
             owner[at, here] = number
             filed[at, here] = kinds.index(segment.kind)
@@ -139,10 +140,6 @@ def pack(rows: Sequence[Row], kinds: Sequence[str]) -> Batch:
 def _length(row: Row) -> int:
     words = sum(len(segment.ids) for segment in row.segments)
     return words + (IMAGE_AT.stop if row.pictured else 0)
-
-
-def _n_asked(segment: Segment) -> int:
-    return sum(label != UNASKED for label in segment.labels)
 
 
 def _mask(

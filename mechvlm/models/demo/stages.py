@@ -98,7 +98,7 @@ CONTROL = Course(
         ),
         "projector": replace(MAIN.language["projector"], seed=23, asking=_PLAIN),
         "joint": Recipe(
-            steps=5000,
+            steps=4200,
             rate=1e-3,
             seed=24,
             pictures=9,
