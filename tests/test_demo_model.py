@@ -12,6 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mechvlm as mv
 from mechvlm.models.demo.answering import Asked, Checkpoint
+from mechvlm.models.demo.courses import CONTROL, MAIN
 from mechvlm.models.demo.curriculum import (
     AGAIN,
     AGAIN_BLIND,
@@ -26,7 +27,7 @@ from mechvlm.models.demo.evaluate import object_f1, scores
 from mechvlm.models.demo.language import hidden_states
 from mechvlm.models.demo.packing import IMAGE_AT, Row, answered, pack
 from mechvlm.models.demo.pool import draw_scene, make_pool
-from mechvlm.models.demo.stages import CONTROL, MAIN, run_stages
+from mechvlm.models.demo.stages import run_stages
 from mechvlm.models.demo.train import DEMO, DEMO_CONTROL
 from mechvlm.models.demo.vocabulary import ID_OF, WORDS, decode, encode
 from mechvlm.scenes import (

@@ -48,7 +48,8 @@ def scores(checkpoint: Checkpoint, *, n: int, seed: int) -> dict[str, Score]:
 
     Args:
         checkpoint: What is scored.
-        n: Questions per kind and per group of facts; half as many second questions.
+        n: Questions per kind and per group of facts; half as many over scenes with
+            overlaps and behind a first question.
         seed: Of the scenes; `HELD_OUT_SEED` gives the model card's.
 
     Returns:
@@ -62,16 +63,14 @@ def scores(checkpoint: Checkpoint, *, n: int, seed: int) -> dict[str, Score]:
         if kind in RELATIONS:
             continue
         rng = np.random.default_rng([seed, _PLAIN, number])
-        asked = _asked(kind, n=n, rng=rng, among=lambda scene: True)
+        asked = _asked(kind, n=n, rng=rng)
         found |= _score(checkpoint, kind, asked, _SUBSETS)
         rng = np.random.default_rng([seed, _OVERLAPPING, number])
-        asked = _asked(kind, n=n, rng=rng, among=lambda scene: scene.overlapping)
+        asked = _asked(kind, n=n // 2, rng=rng, among=lambda scene: scene.overlapping)
         found |= _score(checkpoint, f"{kind}_overlapping", asked, {})
         if kind not in LONG:
             rng = np.random.default_rng([seed, _AGAIN, number])
-            asked = _asked(
-                kind, n=n // 2, rng=rng, among=lambda scene: True, after=DESCRIBE
-            )
+            asked = _asked(kind, n=n // 2, rng=rng, after=DESCRIBE)
             found |= _score(checkpoint, f"again_{kind}", asked, {})
             found[f"again_blind_{kind}"] = _mean(checkpoint.right_blind(asked))
     found |= _facts_by_name(checkpoint)
@@ -99,7 +98,7 @@ def _asked(
     *,
     n: int,
     rng: np.random.Generator,
-    among: Callable[[Scene], bool],
+    among: Callable[[Scene], bool] = lambda scene: True,
     after: str = "",
 ) -> list[Asked]:
     """Questions about scenes of the training mix that `among` lets through."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from mechvlm.models.demo.curriculum import Asking
+from mechvlm.models.demo.courses import MAIN, VISION, Course
 from mechvlm.models.demo.language import Features, Recipe, match_scale, train_language
 from mechvlm.models.demo.network import build_network
 from mechvlm.models.demo.pool import Pool, make_pool
@@ -20,97 +20,6 @@ from mechvlm.models.demo.vision import VisionRecipe, features, train_vision
 NETWORK_SEED = 0
 POOL_SEED = 1
 N_SCENES = 12_000
-VISION = VisionRecipe(steps=1300, seed=11)
-_ROW = 150
-
-
-@dataclass(frozen=True)
-class Course:
-    """What a checkpoint learns after its vision tower.
-
-    Attributes:
-        name: Of the checkpoint.
-        language: The stages of the language model and the projector, in their order.
-    """
-
-    name: str
-    language: dict[str, Recipe]
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of all stages."""
-        return ("vision", *self.language)
-
-
-_PLANTING = Asking(tokens=_ROW, again=0.22, blind_describe=0.25, blind_again=0.5)
-_PLAIN = Asking(tokens=_ROW, again=0.22, blind_describe=0.0, blind_again=0.0)
-MAIN = Course(
-    "demo",
-    {
-        "mosaic": Recipe(
-            steps=1500,
-            rate=1e-3,
-            seed=12,
-            pictures=0,
-            mosaics=9,
-            texts=1,
-            language=True,
-            projector=False,
-            asking=replace(_PLANTING, again=0.1),
-        ),
-        "projector": Recipe(
-            steps=150,
-            rate=3e-3,
-            seed=13,
-            pictures=10,
-            mosaics=0,
-            texts=0,
-            language=False,
-            projector=True,
-            asking=_PLANTING,
-        ),
-        "joint": Recipe(
-            steps=4500,
-            rate=7e-4,
-            seed=14,
-            pictures=7,
-            mosaics=2,
-            texts=1,
-            language=True,
-            projector=True,
-            asking=_PLANTING,
-        ),
-    },
-)
-CONTROL = Course(
-    "demo-control",
-    {
-        "facts": Recipe(
-            steps=250,
-            rate=1e-3,
-            seed=22,
-            pictures=0,
-            mosaics=0,
-            texts=10,
-            language=True,
-            projector=False,
-            asking=_PLAIN,
-        ),
-        "projector": replace(MAIN.language["projector"], seed=23, asking=_PLAIN),
-        "joint": Recipe(
-            steps=4200,
-            rate=1e-3,
-            seed=24,
-            pictures=9,
-            mosaics=0,
-            texts=1,
-            language=True,
-            projector=True,
-            asking=_PLAIN,
-        ),
-    },
-)
-"""The same world and vision tower; nothing planted in the language model."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +76,7 @@ def run_stages(
         if finished is None:
             if isinstance(plan, Recipe) and seen is None:
                 seen = features(network, pool)
-            body = _body(stage, plan, network, pool, seen, cap)
+            body = _body(plan, network, pool, seen=seen, cap=cap)
             finished = _run(stage, recipe, body, network)
             torch.save(vars(finished), path)
         network.load_state_dict(finished.weights)
@@ -177,10 +86,10 @@ def run_stages(
 
 
 def _body(
-    stage: str,
     plan: Recipe | VisionRecipe,
     network: LlavaForConditionalGeneration,
     pool: Pool,
+    *,
     seen: Features | None,
     cap: int | None,
 ) -> Callable[[Log], None]:
@@ -189,7 +98,7 @@ def _body(
         vision = VisionRecipe(steps, plan.seed)
         return lambda log: train_vision(network, pool, recipe=vision, log=log)
     recipe = replace(plan, steps=steps)
-    if stage == "projector":
+    if recipe.projector and not recipe.language:
         match_scale(network, seen)
     return lambda log: train_language(network, pool, seen, recipe=recipe, log=log)
 

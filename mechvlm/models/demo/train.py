@@ -18,17 +18,10 @@ import transformers
 
 from mechvlm.models.demo import CONTROL_PATH, PATH
 from mechvlm.models.demo.answering import Checkpoint
+from mechvlm.models.demo.courses import CONTROL, MAIN, Course
 from mechvlm.models.demo.evaluate import HELD_OUT_SEED, Score, scores
 from mechvlm.models.demo.save import save_checkpoint
-from mechvlm.models.demo.stages import (
-    CONTROL,
-    MAIN,
-    NETWORK_SEED,
-    POOL_SEED,
-    Course,
-    Finished,
-    run_stages,
-)
+from mechvlm.models.demo.stages import NETWORK_SEED, POOL_SEED, Finished, run_stages
 
 _N_PER_KIND = 400
 
