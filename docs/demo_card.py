@@ -1,8 +1,9 @@
-"""Print the tables of the demo models' card: `python docs/demo_card.py`."""
+"""Print the tables of the demo models' card: `python docs/demo_card.py [model ...]`."""
 
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def own_word(vlm: mv.HookedVLM, rng: np.random.Generator) -> list[float]:
 
 def main() -> None:
     """Print both tables of both models as JSON."""
-    for name in ("demo", "demo-control"):
+    for name in sys.argv[1:] or ["demo", "demo-control"]:
         vlm = mv.load(name)
         tables = {
             "model": name,
