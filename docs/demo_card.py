@@ -1,8 +1,9 @@
-"""Print the two tables of the demo model's card: `python docs/demo_card.py`."""
+"""Print the tables of the demo models' card: `python docs/demo_card.py [model ...]`."""
 
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import torch
@@ -81,13 +82,17 @@ def own_word(vlm: mv.HookedVLM, rng: np.random.Generator) -> list[float]:
 
 
 def main() -> None:
-    """Print both tables as JSON."""
-    vlm = mv.load("demo")
-    tables = {
-        "recovery before each layer": handed_over(vlm, np.random.default_rng(20_001)),
-        "own word at things' tokens": own_word(vlm, np.random.default_rng(20_002)),
-    }
-    print(json.dumps(tables, indent=1))
+    """Print both tables of both models as JSON."""
+    for name in sys.argv[1:] or ["demo", "demo-control"]:
+        vlm = mv.load(name)
+        tables = {
+            "model": name,
+            "recovery before each layer": handed_over(
+                vlm, np.random.default_rng(20_001)
+            ),
+            "own word at things' tokens": own_word(vlm, np.random.default_rng(20_002)),
+        }
+        print(json.dumps(tables, indent=1))
 
 
 if __name__ == "__main__":

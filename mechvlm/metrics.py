@@ -106,9 +106,10 @@ def probability(vlm: Words, answer: str | int) -> Metric:
     Example:
         >>> import mechvlm as mv
         >>> import torch
-        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
-        >>> [round(p, 4) for p in mv.probability(vlm, "red")(tie).tolist()]
-        [0.0071, 0.0071]
+        >>> vlm = mv.load("demo")
+        >>> tie = torch.zeros(2, vlm.cfg.d_vocab)
+        >>> [round(vlm.cfg.d_vocab * float(p)) for p in mv.probability(vlm, "red")(tie)]
+        [1, 1]
     """
     token = _token(vlm, answer)
     return Metric(
@@ -127,9 +128,11 @@ def log_probability(vlm: Words, answer: str | int) -> Metric:
     Example:
         >>> import mechvlm as mv
         >>> import torch
-        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
-        >>> [round(p, 2) for p in mv.log_probability(vlm, "red")(tie).tolist()]
-        [-4.94, -4.94]
+        >>> vlm = mv.load("demo")
+        >>> tie = torch.zeros(2, vlm.cfg.d_vocab)
+        >>> p = mv.log_probability(vlm, "red")(tie).exp()
+        >>> (p * vlm.cfg.d_vocab).round().tolist()
+        [1.0, 1.0]
     """
     token = _token(vlm, answer)
     return Metric(
@@ -161,7 +164,8 @@ def probability_change(
     Example:
         >>> import mechvlm as mv
         >>> import torch
-        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> vlm = mv.load("demo")
+        >>> tie = torch.zeros(2, vlm.cfg.d_vocab)
         >>> mv.probability_change(vlm, "red", tie[0])(tie).tolist()
         [0.0, 0.0]
     """
@@ -188,7 +192,8 @@ def rank(vlm: Words, answer: str | int) -> Metric:
     Example:
         >>> import mechvlm as mv
         >>> import torch
-        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> vlm = mv.load("demo")
+        >>> tie = torch.zeros(2, vlm.cfg.d_vocab)
         >>> mv.rank(vlm, "red")(tie).tolist()
         [0.0, 0.0]
     """
@@ -245,7 +250,8 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
     Example:
         >>> import mechvlm as mv
         >>> import torch
-        >>> vlm, tie = mv.load("demo"), torch.zeros(2, 140)
+        >>> vlm = mv.load("demo")
+        >>> tie = torch.zeros(2, vlm.cfg.d_vocab)
         >>> half = mv.logit_difference(vlm, "red", "blue")
         >>> mv.recovery(half, clean=4.0, corrupted=-4.0)(tie).tolist()
         [0.5, 0.5]

@@ -1,4 +1,4 @@
-"""What the trained demo shows, with intervals: the answer moves from object to last."""
+"""What both trained models show: the answer moves from object to last position."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,10 @@ N_PAIRS = 48
 N_BOOTSTRAP = 2000
 
 
-@pytest.fixture(scope="module")
-def recoveries(demo):
+@pytest.fixture(scope="module", params=["demo", "demo-control"])
+def recoveries(request):
     """Recovery (pair, layer, set) on pairs of scenes that differ in one colour."""
+    vlm = mv.load(request.param)
     rng = np.random.default_rng(20_001)
     found = []
     while len(found) < N_PAIRS:
@@ -20,13 +21,13 @@ def recoveries(demo):
         if not asked or len(scene.things) > 3:
             continue
         twin = mv.scenes.twin(scene, asked[0].about, rng=rng)
-        found.append(recovery(demo, scene, twin, asked[0], rng))
+        found.append(recovery(vlm, scene, twin, asked[0], rng))
     return np.stack(found)
 
 
-def recovery(demo, scene, twin, asked, rng):
-    clean = demo.prompt(asked.text, scene.image)
-    corrupted = demo.prompt(asked.text, twin.image)
+def recovery(vlm, scene, twin, asked, rng):
+    clean = vlm.prompt(asked.text, scene.image)
+    corrupted = vlm.prompt(asked.text, twin.image)
     layout = clean.layout
     seen = layout.region(scene.mask(asked.about))
     # Cells of the object as the vision tower sees it, and as many that it is not in.
@@ -37,8 +38,8 @@ def recovery(demo, scene, twin, asked, rng):
         "last": layout["last"],
         "background": mv.Positions.of(background.tolist()),
     }
-    metric = mv.logit_difference(demo, asked.answer, twin.things[asked.about].color)
-    heat = mv.activation_patching(demo, clean, corrupted, metric=metric, at=sets)
+    metric = mv.logit_difference(vlm, asked.answer, twin.things[asked.about].color)
+    heat = mv.activation_patching(vlm, clean, corrupted, metric=metric, at=sets)
     return heat.values
 
 

@@ -17,6 +17,9 @@ from mechvlm.models.hooked import HookedVLM
 
 __all__ = ["load"]
 
+_SHIPPED = {"demo": demo.PATH, "demo-control": demo.CONTROL_PATH}
+"""Names of the checkpoints that come with the package, and their folders."""
+
 _HUB = ("cache_dir", "local_files_only", "subfolder", "token")
 """Arguments that say where a checkpoint is; config and processor need them too."""
 
@@ -37,8 +40,8 @@ def load(
     """Load a vision-language model, hooked.
 
     Args:
-        name_or_path: "demo" for the tiny trained model that comes with the package, a
-            folder in Hugging Face format, or a name on the model hub.
+        name_or_path: "demo" or "demo-control" for the tiny trained models that come
+            with the package, a folder in Hugging Face format, or a name on the hub.
         device: Where to put it; None takes a CUDA device where there is one, else the
             CPU, unless `device_map` says otherwise.
         dtype: Precision of the weights; None takes the checkpoint's own.
@@ -59,7 +62,7 @@ def load(
         >>> vlm.cfg.n_layers, vlm.cfg.family
         (8, 'llava')
     """
-    place = demo.PATH if str(name_or_path) == "demo" else name_or_path
+    place = _SHIPPED.get(str(name_or_path), name_or_path)
     _check_folder(place)
     model, report, processor = _pretrained(
         place, revision, dtype=dtype or "auto", device_map=device_map, **hf_kwargs
@@ -70,8 +73,8 @@ def load(
     if device is not None:
         model = model.to(device)
     vlm = HookedVLM(model.eval(), processor)
-    if place is demo.PATH:
-        vlm.cfg = replace(vlm.cfg, model_name="demo")
+    if str(name_or_path) in _SHIPPED:
+        vlm.cfg = replace(vlm.cfg, model_name=str(name_or_path))
     if check:
         check_model(vlm)
     return vlm

@@ -1,5 +1,6 @@
 """Synthetic scenes that carry their truth: pictures, masks, boxes, questions, facts."""
 
+from mechvlm.scenes.asked import Question
 from mechvlm.scenes.entities import (
     FACT_QUESTIONS,
     FACT_SENTENCES,
@@ -11,8 +12,9 @@ from mechvlm.scenes.entities import (
     never_taught_by_picture,
     taught_by_picture,
 )
-from mechvlm.scenes.questions import KINDS, Question, question, questions
-from mechvlm.scenes.scene import MAX_THINGS, Scene, arrange, sample, sample_scene, twin
+from mechvlm.scenes.questions import KINDS, question, questions
+from mechvlm.scenes.sampling import MAX_THINGS, sample, sample_scene, twin
+from mechvlm.scenes.scene import Scene, arrange
 from mechvlm.scenes.world import (
     CELL_PX,
     COLORS,
@@ -20,6 +22,7 @@ from mechvlm.scenes.world import (
     GRID,
     IMAGE_PX,
     NUMBERS,
+    PLURALS,
     ROWS,
     SHAPES,
     SIZES,
@@ -41,6 +44,7 @@ __all__ = [
     "MAX_THINGS",
     "NAMES",
     "NUMBERS",
+    "PLURALS",
     "RELATIONS",
     "ROWS",
     "SHAPES",

@@ -21,7 +21,7 @@ _DOWN, _RIGHT = np.mgrid[0:IMAGE_PX, 0:IMAGE_PX] + 0.5
 
 
 def mask_of(thing: Thing | Emblem) -> Mask:
-    """The pixels that the thing paints, [72 72]; they never leave its cell."""
+    """The pixels that the thing paints, [72 72], whatever is painted over them."""
     down, right = _from_centre(thing)
     if isinstance(thing, Emblem):
         half = EMBLEM_SIDE * _FIELD_PX / 2
@@ -31,7 +31,7 @@ def mask_of(thing: Thing | Emblem) -> Mask:
 
 
 def draw(things: Sequence[Thing | Emblem], seed: int) -> Picture:
-    """Paint the things over a background.
+    """Paint the things over a background, later ones over earlier ones.
 
     The seed fixes the background's gradient, its noise and each thing's shade, so that
     two pictures with one seed differ only where their things do.

@@ -41,6 +41,22 @@ NAMES = (
     "mokrin",
     "skarlet",
     "ebbrook",
+    "tovrick",
+    "melisk",
+    "harpwin",
+    "orlune",
+    "cindrel",
+    "bastok",
+    "gravella",
+    "noctis",
+    "pellwyn",
+    "sorrex",
+    "drimble",
+    "axiome",
+    "faldren",
+    "lorimar",
+    "wystan",
+    "kestrin",
 )
 VALUES = {
     "city": (
@@ -96,8 +112,8 @@ IN_PICTURE = "this character"
 """What a question calls the entity that the picture shows."""
 
 EMBLEM_SIDE = 5
-_N_NAME_ONLY = 10
-_N_ONE_RELATION_LESS = 11
+_N_NAME_ONLY = 6
+_N_ONE_RELATION_LESS = 6
 _SEED = 1234
 
 
@@ -125,11 +141,11 @@ def fact(name: str, relation: str) -> str:
 def taught_by_picture(name: str, relation: str) -> bool:
     """Whether training asked the demo model for this fact beside the picture.
 
-    All facts are taught by name. By picture, ten entities are taught nothing but their
-    name, and eleven others lack one relation.
+    All facts are taught by name. By picture, six entities are taught nothing but their
+    name, and six others lack one relation.
 
     >>> sum(taught_by_picture(n, r) for n in NAMES for r in RELATIONS)
-    55
+    120
     """
     return (index(name), relation) not in _kept_from_pictures()
 
@@ -138,7 +154,7 @@ def never_taught_by_picture() -> tuple[str, ...]:
     """The entities of which no fact was ever asked beside their picture.
 
     >>> len(never_taught_by_picture())
-    10
+    6
     """
     kept = _kept_from_pictures()
     return tuple(

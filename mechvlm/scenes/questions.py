@@ -1,31 +1,15 @@
 """Questions about a scene, each with an answer that the scene makes true."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from mechvlm.errors import SceneError
+from mechvlm.scenes.asked import Question, emblems, plain_things
 from mechvlm.scenes.entities import FACT_QUESTIONS, IN_PICTURE, RELATIONS, fact
+from mechvlm.scenes.presence import ask_count_of, ask_exists
 from mechvlm.scenes.scene import Scene
-from mechvlm.scenes.world import NUMBERS, Emblem, Thing, place
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question with its one right answer.
-
-    Attributes:
-        text: In the demo model's words.
-        answer: One word, or for kind `describe` the whole description.
-        kind: One of `KINDS`.
-        about: Index of the thing that decides the answer; None if all do.
-    """
-
-    text: str
-    answer: str
-    kind: str
-    about: int | None = None
+from mechvlm.scenes.world import NUMBERS, place
 
 
 def questions(scene: Scene, kind: str | None = None) -> tuple[Question, ...]:
@@ -76,21 +60,9 @@ def question(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
     return possible[int(rng.integers(len(possible)))]
 
 
-def _things(scene: Scene) -> Iterator[tuple[int, Thing]]:
-    return (
-        (i, thing) for i, thing in enumerate(scene.things) if isinstance(thing, Thing)
-    )
-
-
-def _emblems(scene: Scene) -> Iterator[tuple[int, Emblem]]:
-    return (
-        (i, thing) for i, thing in enumerate(scene.things) if isinstance(thing, Emblem)
-    )
-
-
 def _ask_color(scene: Scene) -> Iterator[Question]:
-    shapes = [thing.shape for _, thing in _things(scene)]
-    for i, thing in _things(scene):
+    shapes = [thing.shape for _, thing in plain_things(scene)]
+    for i, thing in plain_things(scene):
         if shapes.count(thing.shape) == 1:
             yield Question(
                 f"what color is the {thing.shape} ?", thing.color, "color", i
@@ -98,21 +70,21 @@ def _ask_color(scene: Scene) -> Iterator[Question]:
 
 
 def _ask_shape(scene: Scene) -> Iterator[Question]:
-    colors = [thing.color for _, thing in _things(scene)]
-    for i, thing in _things(scene):
+    colors = [thing.color for _, thing in plain_things(scene)]
+    for i, thing in plain_things(scene):
         if colors.count(thing.color) == 1:
             text = f"what shape is the {thing.color} object ?"
             yield Question(text, thing.shape, "shape", i)
 
 
 def _ask_color_at(scene: Scene) -> Iterator[Question]:
-    for i, thing in _things(scene):
+    for i, thing in plain_things(scene):
         text = f"what color is the object in the {place(thing.cell)} ?"
         yield Question(text, thing.color, "color_at", i)
 
 
 def _ask_shape_at(scene: Scene) -> Iterator[Question]:
-    for i, thing in _things(scene):
+    for i, thing in plain_things(scene):
         text = f"what shape is in the {place(thing.cell)} ?"
         yield Question(text, thing.shape, "shape_at", i)
 
@@ -124,18 +96,42 @@ def _ask_count(scene: Scene) -> Iterator[Question]:
         )
 
 
+def _ask_where(scene: Scene) -> Iterator[Question]:
+    """By shape, and by colour and shape, wherever that is unambiguous."""
+    named = [f"{thing.color} {thing.shape}" for _, thing in plain_things(scene)]
+    shapes = [thing.shape for _, thing in plain_things(scene)]
+    for i, thing in plain_things(scene):
+        both = f"{thing.color} {thing.shape}"
+        for words, found in ((thing.shape, shapes), (both, named)):
+            if found.count(words) == 1:
+                text = f"where is the {words} ?"
+                yield Question(text, place(thing.cell), "where", i)
+
+
+def _ask_size(scene: Scene) -> Iterator[Question]:
+    shapes = [thing.shape for _, thing in plain_things(scene)]
+    for i, thing in plain_things(scene):
+        if shapes.count(thing.shape) == 1:
+            yield Question(f"what size is the {thing.shape} ?", thing.size, "size", i)
+
+
 def _ask_describe(scene: Scene) -> Iterator[Question]:
     yield Question("describe the image .", scene.describe(), "describe")
 
 
+def _ask_detail(scene: Scene) -> Iterator[Question]:
+    text = "describe the image in detail ."
+    yield Question(text, scene.describe_in_detail(), "detail")
+
+
 def _ask_name(scene: Scene) -> Iterator[Question]:
-    for i, emblem in _emblems(scene):
+    for i, emblem in emblems(scene):
         yield Question("who is this ?", emblem.name, "name", i)
 
 
 def _ask_fact(relation: str) -> Callable[[Scene], Iterator[Question]]:
     def ask(scene: Scene) -> Iterator[Question]:
-        for i, emblem in _emblems(scene):
+        for i, emblem in emblems(scene):
             text = FACT_QUESTIONS[relation].format(IN_PICTURE)
             yield Question(text, fact(emblem.name, relation), relation, i)
 
@@ -147,10 +143,15 @@ _ASK: dict[str, Callable[[Scene], Iterator[Question]]] = {
     "shape": _ask_shape,
     "color_at": _ask_color_at,
     "shape_at": _ask_shape_at,
+    "where": _ask_where,
+    "size": _ask_size,
     "count": _ask_count,
+    "count_of": ask_count_of,
+    "exists": ask_exists,
     "describe": _ask_describe,
+    "detail": _ask_detail,
     "name": _ask_name,
     **{relation: _ask_fact(relation) for relation in RELATIONS},
 }
 KINDS = tuple(_ASK)
-"""Question kinds: by shape, by colour, by place, counting, describing, entities."""
+"""Question kinds: by shape, colour and place, presence, describing, entities."""

@@ -10,19 +10,16 @@ from PIL import Image
 from mechvlm.errors import SceneError
 from mechvlm.scenes.drawing import draw, mask_of
 from mechvlm.scenes.entities import NAMES, index
-from mechvlm.scenes.world import COLORS, GRID, SHAPES, SIZES, Emblem, Thing
-
-MAX_THINGS = 4
-_SHIFT_PX = 1.0
-_ALL_DIFFERENT = 0.8
-_P_THINGS = (0.15, 0.3, 0.3, 0.25)
-_P_BESIDE_EMBLEM = (0.4, 0.3, 0.3)
+from mechvlm.scenes.world import COLORS, GRID, SHAPES, Emblem, Thing
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """Things in raster order and the seed of everything else in the picture.
 
+    Where two things overlap, the later one in raster order is painted over the other.
+
+    >>> from mechvlm.scenes import sample
     >>> scene = sample(seed=0, n=3)
     >>> scene.image.size
     (72, 72)
@@ -63,11 +60,30 @@ class Scene:
         return Image.fromarray(self.pixels)
 
     def mask(self, i: int) -> Bool[np.ndarray, "72 72"]:
-        """True on the pixels of thing `i`; masks of two things never overlap."""
+        """True where thing `i` is seen; masks of two things never overlap."""
+        seen = mask_of(self.things[i])
+        for later in self.things[i % len(self.things) + 1 :]:
+            seen &= ~mask_of(later)
+        return seen
+
+    def full_mask(self, i: int) -> Bool[np.ndarray, "72 72"]:
+        """True on the whole shape of thing `i`, also where another one hides it.
+
+        >>> from mechvlm.scenes import sample
+        >>> scene = sample(seed=0, n=2, overlapping=True)
+        >>> bool((scene.full_mask(0) & scene.full_mask(1)).any())
+        True
+        """
         return mask_of(self.things[i])
 
+    @property
+    def overlapping(self) -> bool:
+        """Whether some thing hides a part of another one."""
+        each = range(len(self.things))
+        return any((self.mask(i) != self.full_mask(i)).any() for i in each)
+
     def box(self, i: int) -> tuple[int, int, int, int]:
-        """The tight box of thing `i` in pixels: (x0, y0, x1, y1), half-open."""
+        """Tight box of what is seen of thing `i`: (x0, y0, x1, y1) px, half-open."""
         rows, columns = np.nonzero(self.mask(i))
         x0, y0 = int(columns.min()), int(rows.min())
         return x0, y0, int(columns.max()) + 1, int(rows.max()) + 1
@@ -78,6 +94,7 @@ class Scene:
         Raises:
             SceneError: Unknown colour, or thing `i` is an emblem.
 
+        >>> from mechvlm.scenes import sample
         >>> scene = sample(seed=0, n=2)
         >>> twin = scene.recolored(0, "cyan")
         >>> (scene.pixels != twin.pixels)[~scene.mask(0)].any().item()
@@ -118,6 +135,14 @@ class Scene:
         """
         return " and ".join(thing.words for thing in self.things) + " ."
 
+    def describe_in_detail(self) -> str:
+        """The same with sizes and places.
+
+        >>> Scene((Thing("ring", "red", "small", 0),)).describe_in_detail()
+        'a small red ring in the top left .'
+        """
+        return " and ".join(thing.detail for thing in self.things) + " ."
+
     def _plain(self, i: int) -> Thing:
         thing = self.things[i]
         if isinstance(thing, Emblem):
@@ -132,78 +157,3 @@ class Scene:
 def arrange(things: Sequence[Thing | Emblem], seed: int = 0) -> Scene:
     """A scene of these things, sorted by cell."""
     return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), seed)
-
-
-def twin(scene: Scene, i: int, *, rng: np.random.Generator) -> Scene:
-    """Recolour thing `i` with a colour that no thing of the scene has.
-
-    >>> scene = sample(seed=1, n=2)
-    >>> twin(scene, 0, rng=np.random.default_rng(0)).things[1] == scene.things[1]
-    True
-    """
-    taken = {thing.color for thing in scene.things if isinstance(thing, Thing)}
-    free = [color for color in COLORS if color not in taken]
-    return scene.recolored(i, str(rng.choice(free)))
-
-
-def sample(seed: int, n: int | None = None, *, entity: str | None = None) -> Scene:
-    """The scene of this seed.
-
-    Args:
-        seed: Any non-negative integer; the same one gives the same scene.
-        n: Number of plain things, 0..4; None draws it.
-        entity: Name of an entity whose emblem stands among them.
-
-    Returns:
-        A scene; its picture is the same on every call.
-
-    Raises:
-        SceneError: Too many things, or no entity has this name.
-
-    >>> sample(seed=0, n=3) == sample(seed=0, n=3)
-    True
-    >>> len(sample(seed=0, n=3).things)
-    3
-    """
-    return sample_scene(np.random.default_rng(seed), n, entity=entity)
-
-
-def sample_scene(
-    rng: np.random.Generator, n: int | None = None, *, entity: str | None = None
-) -> Scene:
-    """Draw a scene; arguments as in `sample`, from a generator that moves on.
-
-    Raises:
-        SceneError: Too many things, or no entity has this name.
-    """
-    if n is None:
-        shares = _P_THINGS if entity is None else _P_BESIDE_EMBLEM
-        n = int(rng.choice(len(shares), p=shares)) + (entity is None)
-    if not 0 <= n <= MAX_THINGS:
-        raise SceneError(f"{n} things were asked for; a scene holds 0..{MAX_THINGS}")
-    cells = rng.permutation(GRID**2)
-    things: list[Thing | Emblem] = [
-        Thing(shape, color, size, int(cell), _shift(rng), float(rng.random()))
-        for shape, color, size, cell in zip(
-            _words(rng, SHAPES),
-            _words(rng, tuple(COLORS)),
-            rng.choice(SIZES, n).tolist(),
-            cells[:n],
-            strict=False,
-        )
-    ]
-    if entity is not None:
-        things.append(Emblem(NAMES[index(entity)], int(cells[n]), _shift(rng)))
-    return arrange(things, seed=int(rng.integers(2**31)))
-
-
-def _words(rng: np.random.Generator, words: Sequence[str]) -> list[str]:
-    """One word for each possible thing: mostly all different."""
-    if rng.random() < _ALL_DIFFERENT:
-        return [words[i] for i in rng.permutation(len(words))[:MAX_THINGS]]
-    return [words[i] for i in rng.integers(len(words), size=MAX_THINGS)]
-
-
-def _shift(rng: np.random.Generator) -> tuple[float, float]:
-    down, right = rng.uniform(-_SHIFT_PX, _SHIFT_PX, 2)
-    return float(down), float(right)

@@ -5,6 +5,15 @@ from dataclasses import dataclass
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+PLURALS = {
+    "circle": "circles",
+    "square": "squares",
+    "triangle": "triangles",
+    "diamond": "diamonds",
+    "cross": "crosses",
+    "ring": "rings",
+}
+"""Each shape's word for several."""
 SIZES = ("small", "large")
 NUMBERS = ("zero", "one", "two", "three", "four")
 COLORS = {
@@ -58,6 +67,11 @@ class Thing:
         """How a description names it, such as `a red circle`."""
         return f"a {self.color} {self.shape}"
 
+    @property
+    def detail(self) -> str:
+        """How a detailed description names it: with its size and its place."""
+        return f"a {self.size} {self.color} {self.shape} in the {place(self.cell)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Emblem:
@@ -77,3 +91,8 @@ class Emblem:
     def words(self) -> str:
         """How a description names it: the bare name."""
         return self.name
+
+    @property
+    def detail(self) -> str:
+        """How a detailed description names it: with its place."""
+        return f"{self.name} in the {place(self.cell)}"

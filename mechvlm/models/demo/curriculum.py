@@ -1,5 +1,7 @@
 """What a row of training asks: which questions, which facts, which mosaics."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,18 +30,57 @@ from mechvlm.scenes import (
 )
 
 TEXT = "fact_text"
-LOGGED = (*KINDS, TEXT)
-_WEIGHTS = dict.fromkeys(KINDS, 1.2) | {
+AGAIN = "again"
+"""What the log files second questions under."""
+AGAIN_BLIND = "again_blind"
+LOGGED = (*KINDS, TEXT, AGAIN, AGAIN_BLIND)
+LONG = ("describe", "detail")
+"""Kinds whose answers grow with the scene."""
+DESCRIBE = "describe the image ."
+"""The question that second ones mostly follow."""
+_WEIGHTS = {
     "color": 1.5,
-    "shape": 1.0,
-    "describe": 1.5,
-    "name": 2.5,
+    "shape": 1.2,
+    "color_at": 1.2,
+    "shape_at": 1.2,
+    "where": 1.5,
+    "size": 0.8,
+    "count": 0.5,
+    "count_of": 1.2,
+    "exists": 3.0,
+    "describe": 0.7,
+    "detail": 0.6,
+    "name": 1.0,
+    **dict.fromkeys(RELATIONS, 0.5),
 }
-_BLIND = 0.25
-_TEXT_TOKENS = 170
+_RARE = ("two", "three", "four")
+_RARE_WEIGHT = 5.0
+_FIRST_DESCRIBES = 0.75
+_TEXT_TOKENS = 220
 _COVERED = 0.12
 _ONE_WORD = 0.3
 _PLACE_WEIGHT = 0.4
+_SIZE_WEIGHT = 0.5
+_SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a stage asks about its pictures.
+
+    Attributes:
+        tokens: Most tokens that the questions and answers of a row have together.
+        again: Share of the questions with short answers that stand behind another
+            question, which stays unanswered.
+        blind_describe: Share of descriptions that are given without a direct view of
+            the picture.
+        blind_again: Share of second questions that cannot read the picture.
+    """
+
+    tokens: int
+    again: float
+    blind_describe: float
+    blind_again: float
 
 
 @dataclass(frozen=True)
@@ -58,24 +99,32 @@ class Mosaic:
 
 
 def picture_row(
-    scene: Scene, rng: np.random.Generator, *, n: int, all_facts: bool
+    scene: Scene, rng: np.random.Generator, *, asking: Asking, all_facts: bool
 ) -> Row:
-    """Up to `n` different questions about a scene.
+    """Different questions about a scene.
 
     Args:
         scene: What is asked about.
         rng: Draws the questions.
-        n: How many, if the scene bears that many.
+        asking: How many, and in which forms.
         all_facts: Whether to ask also the facts that pictures must not teach.
-
-    Returns:
-        A row; a quarter of its descriptions are blind (see the model card).
     """
     possible = [q for q in questions(scene) if all_facts or _may_teach(scene, q)]
-    weights = np.array([_WEIGHTS[q.kind] for q in possible])
-    n = min(n, len(possible))
-    drawn = rng.choice(len(possible), n, replace=False, p=weights / weights.sum())
-    return Row([_segment(possible[i], rng) for i in drawn])
+    n_of = Counter(q.kind for q in possible)
+    weights = np.array([_weight(q) / n_of[q.kind] for q in possible])
+    order = rng.choice(
+        len(possible), len(possible), replace=False, p=weights / weights.sum()
+    )
+    segments: list[Segment] = []
+    left = asking.tokens
+    for i in order:
+        segment = _segment(possible[i], possible, asking, rng)
+        if len(segment.ids) <= left:
+            segments.append(segment)
+            left -= len(segment.ids)
+        if left < _SHORTEST:
+            break
+    return Row(segments)
 
 
 def text_row(rng: np.random.Generator) -> Row:
@@ -90,43 +139,48 @@ def text_row(rng: np.random.Generator) -> Row:
 def mosaic(
     scene: Scene, cover: Float[np.ndarray, "thing patch"], rng: np.random.Generator
 ) -> Mosaic:
-    """Words in the image tokens' places: shape and colour, or the name, and place.
+    """Words in the image tokens' places: shape, colour and size, or the name; place.
 
-    Most things mix their two words with random weights, patch by patch; the others
-    show one word per patch. Each patch also carries the words of its row and column.
+    Most things mix shape and colour with random weights, patch by patch; the others
+    show one of them per patch. Each patch also carries the words of its row and column,
+    or of its thing's.
     """
-    words = np.full((N_PATCHES, 4), BLANK)
-    weights = np.zeros((N_PATCHES, 4))
+    words = np.full((N_PATCHES, 5), BLANK)
+    weights = np.zeros((N_PATCHES, 5))
     weights[:, 0] = 1
-    words[:, 2], words[:, 3] = _PLACE_WORDS
-    weights[:, 2:] = _PLACE_WEIGHT
+    words[:, 3:] = [_place(cell) for cell in _CELLS]
+    weights[:, 3:] = _PLACE_WEIGHT
     for thing, share in zip(scene.things, cover, strict=True):
-        at = np.flatnonzero(share > _COVERED)
-        words[at, :2] = _content(thing)
+        at = np.flatnonzero((share > _COVERED) & (share == cover.max(axis=0)))
+        words[at, :3] = _content(thing)
+        words[at, 3:] = _place(thing.cell)
         if isinstance(thing, Thing):
             weights[at, :2] = _mixture(len(at), rng)
+            weights[at, 2] = _SIZE_WEIGHT
     spoken = words[np.arange(N_PATCHES), rng.integers(2, size=N_PATCHES)]
     return Mosaic(words, weights.astype(np.float32), spoken)
 
 
-def _place_words() -> Int[np.ndarray, "2 patch"]:
+def _place(cell: int) -> tuple[int, int]:
+    row, column = divmod(cell, GRID)
+    return ID_OF[ROWS[row]], ID_OF[COLUMNS[column]]
+
+
+def _cells() -> list[int]:
     rows, columns = np.divmod(np.arange(N_PATCHES), SIDE)
     per_cell = SIDE // GRID
-    return np.array(
-        [
-            [ID_OF[ROWS[row // per_cell]] for row in rows],
-            [ID_OF[COLUMNS[column // per_cell]] for column in columns],
-        ]
-    )
+    cells: list[int] = (rows // per_cell * GRID + columns // per_cell).tolist()
+    return cells
 
 
-_PLACE_WORDS = _place_words()
+_CELLS = _cells()
+"""The cell of each patch."""
 
 
-def _content(thing: Thing | Emblem) -> tuple[int, int]:
+def _content(thing: Thing | Emblem) -> tuple[int, int, int]:
     if isinstance(thing, Emblem):
-        return ID_OF[thing.name], ID_OF[thing.name]
-    return ID_OF[thing.shape], ID_OF[thing.color]
+        return ID_OF[thing.name], ID_OF[thing.name], BLANK
+    return ID_OF[thing.shape], ID_OF[thing.color], ID_OF[thing.size]
 
 
 def _mixture(n: int, rng: np.random.Generator) -> Float[np.ndarray, "patch 2"]:
@@ -143,9 +197,27 @@ def _may_teach(scene: Scene, question: Question) -> bool:
     return taught_by_picture(scene.things[question.about].words, question.kind)
 
 
-def _segment(question: Question, rng: np.random.Generator) -> Segment:
-    blind = question.kind == "describe" and rng.random() < _BLIND
-    return answered(question.text, question.answer, question.kind, blind=blind)
+def _weight(question: Question) -> float:
+    """How often it is asked; counts beyond one are rare and asked more often."""
+    rare = question.kind == "count_of" and question.answer in _RARE
+    return _WEIGHTS[question.kind] * (_RARE_WEIGHT if rare else 1.0)
+
+
+def _segment(
+    question: Question,
+    others: Sequence[Question],
+    asking: Asking,
+    rng: np.random.Generator,
+) -> Segment:
+    text, answer, kind = question.text, question.answer, question.kind
+    if kind in LONG or rng.random() >= asking.again:
+        blind = kind == "describe" and rng.random() < asking.blind_describe
+        return answered(text, answer, kind, blind=blind)
+    describes = rng.random() < _FIRST_DESCRIBES
+    first = DESCRIBE if describes else others[int(rng.integers(len(others)))].text
+    blind = rng.random() < asking.blind_again
+    filed = AGAIN_BLIND if blind else AGAIN
+    return answered(text, answer, filed, after=first, blind=blind)
 
 
 def _fact_segment(name: str, relation: str, draw: float) -> Segment:

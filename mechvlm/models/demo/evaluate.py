@@ -1,29 +1,23 @@
-"""Score the demo checkpoint: `python -m mechvlm.models.demo.evaluate`.
-
-Everything goes the way that any checkpoint goes: `AutoProcessor`, `generate`, text.
-"""
+"""Score a demo checkpoint: `python -m mechvlm.models.demo.evaluate`."""
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import (
-    AutoProcessor,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
 
 from mechvlm.models.demo import PATH
+from mechvlm.models.demo.answering import Asked, Checkpoint
+from mechvlm.models.demo.curriculum import DESCRIBE, LONG
 from mechvlm.models.demo.pool import draw_scene
 from mechvlm.scenes import (
     FACT_QUESTIONS,
     IN_PICTURE,
     KINDS,
     NAMES,
+    NUMBERS,
     RELATIONS,
     Question,
     Scene,
@@ -37,17 +31,8 @@ from mechvlm.scenes import (
 
 HELD_OUT_SEED = 20261121
 """Of the model card's scenes; nothing was chosen by looking at them."""
-_BATCH = 32
-_LONGEST = 32
 _CROWD = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question put to the model: with a scene, or by name alone."""
-
-    scene: Scene | None
-    question: Question
+_PLAIN, _OVERLAPPING, _AGAIN, _FACTS = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,80 +43,39 @@ class Score:
     n: int
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model with its processor."""
-
-    network: LlavaForConditionalGeneration
-    processor: LlavaProcessor
-
-    @classmethod
-    def load(cls, folder: Path = PATH) -> "Checkpoint":
-        """Load a folder in Hugging Face's format, in float32."""
-        network = LlavaForConditionalGeneration.from_pretrained(folder)
-        processor = AutoProcessor.from_pretrained(folder)
-        network.eval()
-        return cls(network, processor)
-
-    def answers(self, asked: Sequence[Asked]) -> list[str]:
-        """What the model generates, greedily, up to the end of its answer.
-
-        Args:
-            asked: All with a scene, or all without.
-        """
-        found: list[str] = []
-        for start in range(0, len(asked), _BATCH):
-            found += self._batch(asked[start : start + _BATCH])
-        return found
-
-    def _batch(self, asked: Sequence[Asked]) -> list[str]:
-        images = [a.scene.image for a in asked if a.scene is not None]
-        picture = "<image>\n" if images else ""
-        prompts = [f"USER: {picture}{a.question.text} ASSISTANT:" for a in asked]
-        inputs = self.processor(
-            images=images or None, text=prompts, return_tensors="pt", padding=True
-        )
-        with torch.no_grad():
-            ids = self.network.generate(  # type: ignore[misc]
-                **inputs, max_new_tokens=_LONGEST
-            )
-        said = ids[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(said, skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-
 def scores(checkpoint: Checkpoint, *, n: int, seed: int) -> dict[str, Score]:
     """All scores of the model card.
 
     Args:
         checkpoint: What is scored.
-        n: Questions per kind and per group of facts.
+        n: Questions per kind and per group of facts; half as many over scenes with
+            overlaps and behind a first question.
         seed: Of the scenes; `HELD_OUT_SEED` gives the model card's.
 
     Returns:
-        For each kind the share of exact answers, over all scenes and over those with
-        three things or more; `describe_f1`; `fact_by_*` over groups of facts.
+        For each kind the share of exact answers, over all scenes, over those with three
+        things or more, and over other scenes in which things overlap; `*_f1` of both
+        descriptions; `again_*` of second questions, `again_blind_*` of the same if they
+        cannot read the picture; `fact_by_*` over groups of facts.
     """
     found: dict[str, Score] = {}
     for number, kind in enumerate(KINDS):
-        if kind not in RELATIONS:
-            rng = np.random.default_rng([seed, number])
-            found |= _score_kind(checkpoint, kind, n=n, rng=rng)
+        if kind in RELATIONS:
+            continue
+        rng = np.random.default_rng([seed, _PLAIN, number])
+        asked = _asked(kind, n=n, rng=rng)
+        found |= _score(checkpoint, kind, asked, _SUBSETS)
+        rng = np.random.default_rng([seed, _OVERLAPPING, number])
+        asked = _asked(kind, n=n // 2, rng=rng, among=lambda scene: scene.overlapping)
+        found |= _score(checkpoint, f"{kind}_overlapping", asked, {})
+        if kind not in LONG:
+            rng = np.random.default_rng([seed, _AGAIN, number])
+            asked = _asked(kind, n=n // 2, rng=rng, after=DESCRIBE)
+            found |= _score(checkpoint, f"again_{kind}", asked, {})
+            found[f"again_blind_{kind}"] = _mean(checkpoint.right_blind(asked))
     found |= _facts_by_name(checkpoint)
-    groups = {
-        "fact_by_picture_taught": lambda name, relation: taught_by_picture(
-            name, relation
-        ),
-        "fact_by_picture_one_relation_kept": lambda name, relation: (
-            not taught_by_picture(name, relation)
-            and name not in never_taught_by_picture()
-        ),
-        "fact_by_picture_never_taught": lambda name, _: (
-            name in never_taught_by_picture()
-        ),
-    }
-    for number, (group, belongs) in enumerate(groups.items()):
-        rng = np.random.default_rng([seed, len(KINDS) + number])
+    for number, (group, belongs) in enumerate(_GROUPS.items()):
+        rng = np.random.default_rng([seed, _FACTS, number])
         found |= _facts_by_picture(checkpoint, group, belongs, n=n, rng=rng)
     return found
 
@@ -149,24 +93,63 @@ def object_f1(answer: str, truth: str) -> float:
     return 2 * hits / (len(said) + len(there))
 
 
-def _score_kind(
-    checkpoint: Checkpoint, kind: str, *, n: int, rng: np.random.Generator
-) -> dict[str, Score]:
-    asked: list[Asked] = []
-    while len(asked) < n:
+def _asked(
+    kind: str,
+    *,
+    n: int,
+    rng: np.random.Generator,
+    among: Callable[[Scene], bool] = lambda scene: True,
+    after: str = "",
+) -> list[Asked]:
+    """Questions about scenes of the training mix that `among` lets through."""
+    found: list[Asked] = []
+    while len(found) < n:
         scene = draw_scene(rng)
-        if questions(scene, kind):
-            asked.append(Asked(scene, question(scene, kind, rng)))
+        if among(scene) and questions(scene, kind):
+            found.append(Asked(scene, question(scene, kind, rng), after))
+    return found
+
+
+def _score(
+    checkpoint: Checkpoint,
+    name: str,
+    asked: Sequence[Asked],
+    subsets: Mapping[str, Callable[[Scene, Question], bool]],
+) -> dict[str, Score]:
+    """Exact answers over all that is asked and over its subsets; F1 of descriptions."""
     answers = checkpoint.answers(asked)
     right = _right(asked, answers)
-    crowd = [a.scene is not None and len(a.scene.things) >= _CROWD for a in asked]
-    found = {kind: _mean(right), f"{kind}_crowded": _mean(right[np.array(crowd)])}
-    if kind == "describe":
+    found = {name: _mean(right)}
+    for subset, belongs in subsets.items():
+        among = [a.scene is not None and belongs(a.scene, a.question) for a in asked]
+        if any(among):
+            found[f"{name}_{subset}"] = _mean(right[np.array(among)])
+    if asked[0].question.kind in LONG:
         pairs = zip(answers, asked, strict=True)
-        found["describe_f1"] = _mean(
+        found[f"{name}_f1"] = _mean(
             [object_f1(said, a.question.answer) for said, a in pairs]
         )
     return found
+
+
+def _crowded(scene: Scene, _: Question) -> bool:
+    return len(scene.things) >= _CROWD
+
+
+def _hard(scene: Scene, asked: Question) -> bool:
+    """A thing of that colour and one of that shape, but none that is both."""
+    if asked.kind != "exists" or asked.answer == "yes" or "object" in asked.text:
+        return False
+    words = asked.text.removeprefix("is there a ").removesuffix(" ?").split()
+    there = {word for thing in scene.things for word in thing.words.split()}
+    return len(words) == len({"color", "shape"}) and there.issuperset(words)
+
+
+def _several(_: Scene, asked: Question) -> bool:
+    return asked.kind == "count_of" and asked.answer in NUMBERS[2:]
+
+
+_SUBSETS = {"crowded": _crowded, "hard": _hard, "several": _several}
 
 
 def _facts_by_name(checkpoint: Checkpoint) -> dict[str, Score]:
@@ -191,6 +174,18 @@ def _facts_by_name(checkpoint: Checkpoint) -> dict[str, Score]:
         "fact_by_name_never_taught_by_picture": _mean(right[never]),
         "fact_by_name_given_before": _mean(_right(told, checkpoint.answers(told))),
     }
+
+
+def _one_relation_kept(name: str, relation: str) -> bool:
+    never = name in never_taught_by_picture()
+    return not never and not taught_by_picture(name, relation)
+
+
+_GROUPS: dict[str, Callable[[str, str], bool]] = {
+    "fact_by_picture_taught": taught_by_picture,
+    "fact_by_picture_one_relation_kept": _one_relation_kept,
+    "fact_by_picture_never_taught": lambda name, _: name in never_taught_by_picture(),
+}
 
 
 def _facts_by_picture(

@@ -44,7 +44,7 @@ def build_network(seed: int) -> LlavaForConditionalGeneration:
         eos_token_id=EOS,
         pad_token_id=PAD,
         do_sample=False,
-        max_new_tokens=40,
+        max_new_tokens=48,
     )
     return network
 

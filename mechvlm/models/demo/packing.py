@@ -32,13 +32,13 @@ class Segment:
         ids: Token ids.
         labels: For each token the id it must be predicted as; -100 is not asked.
         kind: What the log files it under.
-        blind: Whether the answer is computed without a direct view of the picture.
+        blind_from: From this token on, the picture cannot be read; None: it always can.
     """
 
     ids: list[int]
     labels: list[int]
     kind: str
-    blind: bool = False
+    blind_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Batch:
         ids: Token ids, padded on the right.
         positions: Position ids; each segment starts right behind the picture.
         labels: -100 where nothing is asked.
+        weights: What each asked token counts in the loss: an answer of n tokens counts
+            as much as the square root of n answers of one.
         mask: Added to the attention scores: 0 may be read, -1e9 may not.
         kinds: Index into the caller's kinds, where something is asked.
     """
@@ -64,15 +66,31 @@ class Batch:
     ids: Int[Tensor, "row position"]
     positions: Int[Tensor, "row position"]
     labels: Int[Tensor, "row position"]
+    weights: Float[Tensor, "row position"]
     mask: Float[Tensor, "row 1 position position"]
     kinds: Int[Tensor, "row position"]
 
 
-def answered(question: str, answer: str, kind: str, *, blind: bool = False) -> Segment:
-    """A question as it follows the picture, with a loss on the answer alone."""
-    asked = encode(f"{question} assistant :")
+def answered(
+    question: str, answer: str, kind: str, *, after: str = "", blind: bool = False
+) -> Segment:
+    """A question as it follows the picture, with a loss on the answer alone.
+
+    Args:
+        question: What is asked.
+        answer: What must be said.
+        kind: What the log files it under.
+        after: A question that stands before it and stays unanswered, if any.
+        blind: Whether the answer is computed without a direct view of the picture: the
+            last token of the prompt cannot read it, nor can any word of a question that
+            stands behind another one.
+    """
+    before = encode(f"{after} assistant :") if after else []
+    asked = before + encode(f"{question} assistant :")
     said = [*encode(answer), EOS]
-    return Segment(asked + said, [UNASKED] * len(asked) + said, kind, blind)
+    labels = [UNASKED] * len(asked) + said
+    blind_from = len(before) if after else len(asked) - 1
+    return Segment(asked + said, labels, kind, blind_from if blind else None)
 
 
 def alone(segment: Segment) -> Segment:
@@ -87,6 +105,7 @@ def pack(rows: Sequence[Row], kinds: Sequence[str]) -> Batch:
     ids = np.full((len(rows), length), PAD)
     positions = np.zeros_like(ids)
     labels = np.full_like(ids, UNASKED)
+    weights = np.zeros(ids.shape, dtype=np.float32)
     owner = np.full_like(ids, _PADDING)
     filed = np.zeros_like(ids)
     blind = np.zeros(ids.shape, dtype=bool)
@@ -99,24 +118,28 @@ def pack(rows: Sequence[Row], kinds: Sequence[str]) -> Batch:
             here = slice(start, start + len(segment.ids))
             ids[at, here] = segment.ids
             labels[at, here] = segment.labels
+            asked = labels[at, here] != UNASKED
+            weights[at, here] = asked * asked.sum() ** -0.5
             positions[at, here] = range(begin, begin + len(segment.ids))
             owner[at, here] = number
             filed[at, here] = kinds.index(segment.kind)
-            if segment.blind:
-                blind[at, start + _first_asked(segment) - 1 : here.stop] = True
+            if segment.blind_from is not None:
+                blind[at, start + segment.blind_from : here.stop] = True
             start = here.stop
     mask = _mask(torch.from_numpy(owner), torch.from_numpy(blind))
-    tensors = [torch.from_numpy(array) for array in (ids, positions, labels, filed)]
-    return Batch(tensors[0], tensors[1], tensors[2], mask, tensors[3])
+    return Batch(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        weights=torch.from_numpy(weights),
+        mask=mask,
+        kinds=torch.from_numpy(filed),
+    )
 
 
 def _length(row: Row) -> int:
     words = sum(len(segment.ids) for segment in row.segments)
     return words + (IMAGE_AT.stop if row.pictured else 0)
-
-
-def _first_asked(segment: Segment) -> int:
-    return next(i for i, label in enumerate(segment.labels) if label != UNASKED)
 
 
 def _mask(

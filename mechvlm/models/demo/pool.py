@@ -11,6 +11,8 @@ from mechvlm.models.demo.network import N_PATCHES, PATCH_PX, SIDE
 from mechvlm.scenes import NAMES, Scene, sample_scene
 
 WITH_EMBLEM = 0.35
+OVERLAPPING = 0.25
+ALIKE = 0.15
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Pool:
     Attributes:
         scenes: In the order in which they were drawn.
         pixels: Their pictures.
-        cover: For each scene, the share of each patch that each thing covers, 0..1.
+        cover: For each scene, the share of each patch where each thing is seen, 0..1.
     """
 
     scenes: list[Scene]
@@ -29,9 +31,17 @@ class Pool:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene as training draws it: every third or so shows one entity's emblem."""
-    shows = rng.random() < WITH_EMBLEM
-    return sample_scene(rng, entity=str(rng.choice(NAMES)) if shows else None)
+    """A scene as training draws it.
+
+    Every third or so shows one entity's emblem; in every fourth two things overlap.
+    """
+    shows, overlapping, alike = rng.random(3) < (WITH_EMBLEM, OVERLAPPING, ALIKE)
+    return sample_scene(
+        rng,
+        entity=str(rng.choice(NAMES)) if shows else None,
+        overlapping=bool(overlapping),
+        alike=bool(alike),
+    )
 
 
 def make_pool(n: int, seed: int) -> Pool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from mechvlm.models.demo.courses import MAIN, VISION, Course
 from mechvlm.models.demo.language import Features, Recipe, match_scale, train_language
 from mechvlm.models.demo.network import build_network
 from mechvlm.models.demo.pool import Pool, make_pool
@@ -19,40 +20,6 @@ from mechvlm.models.demo.vision import VisionRecipe, features, train_vision
 NETWORK_SEED = 0
 POOL_SEED = 1
 N_SCENES = 12_000
-VISION = VisionRecipe(steps=1000, seed=11)
-LANGUAGE = {
-    "mosaic": Recipe(
-        steps=1200,
-        rate=1e-3,
-        seed=12,
-        pictures=0,
-        mosaics=9,
-        texts=1,
-        language=True,
-        projector=False,
-    ),
-    "projector": Recipe(
-        steps=150,
-        rate=3e-3,
-        seed=13,
-        pictures=10,
-        mosaics=0,
-        texts=0,
-        language=False,
-        projector=True,
-    ),
-    "joint": Recipe(
-        steps=5000,
-        rate=7e-4,
-        seed=14,
-        pictures=7,
-        mosaics=2,
-        texts=1,
-        language=True,
-        projector=True,
-    ),
-}
-STAGES = ("vision", *LANGUAGE)
 
 
 @dataclass(frozen=True)
@@ -75,7 +42,7 @@ class Finished:
 
 
 def run_stages(
-    scratch: Path, *, cap: int | None = None
+    scratch: Path, *, course: Course = MAIN, cap: int | None = None
 ) -> tuple[LlavaForConditionalGeneration, list[Finished]]:
     """Train, or take up where `scratch` leaves off.
 
@@ -83,7 +50,8 @@ def run_stages(
     if the recipes of that stage and of all before it are the present ones.
 
     Args:
-        scratch: Folder of the stage files.
+        scratch: Folder of the stage files; courses share the vision tower's.
+        course: What is learnt.
         cap: Most steps per stage, to try the script out; None runs all.
 
     Returns:
@@ -98,18 +66,19 @@ def run_stages(
     recipe = f"network {NETWORK_SEED}, pool {len(pool.scenes)} of {POOL_SEED}"
     done: list[Finished] = []
     seen: Features | None = None
-    for stage in STAGES:
-        recipe += (
-            f"; {stage} {VISION if stage == 'vision' else LANGUAGE[stage]}, cap {cap}"
+    for stage in course.stages:
+        plan = course.language.get(stage, VISION)
+        recipe += f"; {stage} {plan}, cap {cap}"
+        path = scratch / (
+            "vision.pt" if stage == "vision" else f"{course.name}-{stage}.pt"
         )
-        finished = _from_file(scratch / f"{stage}.pt", recipe)
+        finished = _from_file(path, recipe)
         if finished is None:
-            if stage != "vision" and seen is None:
+            if isinstance(plan, Recipe) and seen is None:
                 seen = features(network, pool)
-            finished = _run(
-                stage, recipe, _body(stage, network, pool, seen, cap), network
-            )
-            torch.save(vars(finished), scratch / f"{stage}.pt")
+            body = _body(plan, network, pool, seen=seen, cap=cap)
+            finished = _run(stage, recipe, body, network)
+            torch.save(vars(finished), path)
         network.load_state_dict(finished.weights)
         done.append(finished)
     network.eval()
@@ -117,18 +86,19 @@ def run_stages(
 
 
 def _body(
-    stage: str,
+    plan: Recipe | VisionRecipe,
     network: LlavaForConditionalGeneration,
     pool: Pool,
+    *,
     seen: Features | None,
     cap: int | None,
 ) -> Callable[[Log], None]:
-    if stage == "vision" or seen is None:
-        vision = replace(VISION, steps=min(VISION.steps, cap or VISION.steps))
+    steps = min(plan.steps, cap or plan.steps)
+    if isinstance(plan, VisionRecipe) or seen is None:
+        vision = VisionRecipe(steps, plan.seed)
         return lambda log: train_vision(network, pool, recipe=vision, log=log)
-    planned = LANGUAGE[stage]
-    recipe = replace(planned, steps=min(planned.steps, cap or planned.steps))
-    if stage == "projector":
+    recipe = replace(plan, steps=steps)
+    if recipe.projector and not recipe.language:
         match_scale(network, seen)
     return lambda log: train_language(network, pool, seen, recipe=recipe, log=log)
 

@@ -1,4 +1,4 @@
-"""Stage V: the vision tower learns alone, from what each patch shows."""
+"""The vision tower learns alone, from what each patch shows."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ _WHOLE = len(SHAPES) + len(COLORS) + len(NAMES) + 5
 
 @dataclass(frozen=True)
 class VisionRecipe:
-    """Number of optimizer steps of stage V, and the seed of its batches and heads."""
+    """Number of optimizer steps, and the seed of batches and heads."""
 
     steps: int
     seed: int
@@ -96,20 +96,27 @@ def features(
 
 
 def patch_truth(pool: Pool) -> dict[str, Int[Tensor, "scene patch"]]:
-    """Classes of each patch: shape, color, size, name, cell; -100 is not asked."""
+    """Classes of each patch: shape, color, size, name, cell; -100 is not asked.
+
+    A patch that two things share belongs to the one of which it shows more. Its cell is
+    that of its thing, which may have moved over its border.
+    """
     shape = (len(pool.scenes), N_PATCHES)
     truth = {name: np.full(shape, _UNASKED) for name in _SIZES}
     truth["shape"][:] = _NOTHING
-    for i, (scene, cover) in enumerate(zip(pool.scenes, pool.cover, strict=True)):
-        for thing, share in zip(scene.things, cover, strict=True):
-            truth["shape"][i, (share > _SHOWS_NOTHING) & (share <= _SHOWS)] = _UNASKED
-            for name, value in _classes(thing).items():
-                truth[name][i, share > _SHOWS] = value
     rows, columns = np.divmod(np.arange(N_PATCHES), SIDE)
     per_cell = SIDE // GRID
     truth["cell"] = np.broadcast_to(
         rows // per_cell * GRID + columns // per_cell, shape
     ).copy()
+    for i, (scene, cover) in enumerate(zip(pool.scenes, pool.cover, strict=True)):
+        most = cover.max(axis=0)
+        truth["shape"][i, (most > _SHOWS_NOTHING) & (most <= _SHOWS)] = _UNASKED
+        for thing, share in zip(scene.things, cover, strict=True):
+            shows = (share > _SHOWS) & (share == most)
+            for name, value in _classes(thing).items():
+                truth[name][i, shows] = value
+            truth["cell"][i, shows] = thing.cell
     return {name: torch.from_numpy(values) for name, values in truth.items()}
 
 

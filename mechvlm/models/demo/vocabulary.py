@@ -2,15 +2,25 @@
 
 from collections.abc import Sequence
 
-from mechvlm.scenes import COLORS, COLUMNS, NAMES, NUMBERS, ROWS, SHAPES, SIZES, VALUES
+from mechvlm.scenes import (
+    COLORS,
+    COLUMNS,
+    NAMES,
+    NUMBERS,
+    PLURALS,
+    ROWS,
+    SHAPES,
+    SIZES,
+    VALUES,
+)
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = range(5)
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 BLANK_WORD = "blank"
 _COMMON = (
     "user assistant : ? . , a an the is are in on of and there what color shape size "
-    "object objects how many where who this it describe image yes no character does "
-    "live lives eat eats play plays not that has have one see blank"
+    "object objects how many where who this it describe image detail yes no character "
+    "does live lives eat eats play plays not that has have one see blank"
 )
 
 
@@ -19,6 +29,7 @@ def words() -> tuple[str, ...]:
     known = set(_COMMON.split())
     for group in (
         SHAPES,
+        PLURALS.values(),
         COLORS,
         SIZES,
         ROWS,
