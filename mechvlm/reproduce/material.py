@@ -57,7 +57,7 @@ def items(
 ) -> list[Item]:
     """One item per scene: a question of this kind, about each thing in turn."""
     return [
-        item_of(scene, asked[i % len(asked)], id=f"scene {i}")
+        item_of(scene, asked[i % len(asked)], id=f"{kind}, scene {i}")
         for i, scene in enumerate(scenes_of(n, seed, overlapping=overlapping))
         if (asked := questions(scene, kind))
     ]
