@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from mechvlm.axes import open_result as open_result
     from mechvlm.axes import save_result as save_result
     from mechvlm.engine import intervene as intervene
+    from mechvlm.errors import ArgumentError as ArgumentError
     from mechvlm.errors import BlindRowError as BlindRowError
     from mechvlm.errors import CheckpointError as CheckpointError
     from mechvlm.errors import DatasetError as DatasetError
@@ -151,6 +152,7 @@ _KEPT = MappingProxyType(
     {
         "Ablate": "mechvlm.interventions:Ablate",
         "Add": "mechvlm.interventions:Add",
+        "ArgumentError": "mechvlm.errors:ArgumentError",
         "Ask": "mechvlm.readings:Ask",
         "BlindRowError": "mechvlm.errors:BlindRowError",
         "CheckpointError": "mechvlm.errors:CheckpointError",

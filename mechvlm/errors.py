@@ -4,6 +4,7 @@ Each error says what came, what was wanted, the usual cause and the fix, so that
 message alone is enough to go on.
 
     MechVLMError
+    |-- ArgumentError          an argument of another kind than is wanted
     |-- CheckpointError        a checkpoint folder that cannot be loaded
     |-- DatasetError           files that are not the data set they should be
     |-- EngineError            a model or base run that row-wise passes cannot serve
@@ -38,6 +39,7 @@ which knows nothing of this package still catches it.
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "BlindRowError",
     "CheckpointError",
     "DatasetError",
@@ -75,6 +77,10 @@ class MechVLMError(Exception):
 
 class MechVLMWarning(UserWarning):
     """Something that is allowed but probably not what was meant."""
+
+
+class ArgumentError(MechVLMError, TypeError):
+    """An argument of another kind than is wanted."""
 
 
 class CheckpointError(MechVLMError, OSError):

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mechvlm"
 
 FLOORS = [
-    *("errors", "papers", "progress", "matching", "axes", "layout", "sites"),
+    *("errors", "papers", "progress", "wanted", "matching", "axes", "layout", "sites"),
     *("statistics", "items", "prompts", "interventions", "scenes", "metrics"),
     *("readings", "judges", "datasets", "viz"),
     *("cone", "models", "record", "plan"),
