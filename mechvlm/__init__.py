@@ -127,6 +127,7 @@ if TYPE_CHECKING:
     from mechvlm.metrics import rank as rank
     from mechvlm.metrics import recovery as recovery
     from mechvlm.models.asking import ask as ask
+    from mechvlm.models.compressing import Count as Count
     from mechvlm.models.compressing import compressed_context as compressed_context
     from mechvlm.models.context import Context as Context
     from mechvlm.models.generation import Generation as Generation
@@ -157,6 +158,7 @@ _KEPT = MappingProxyType(
         "BlindRowError": "mechvlm.errors:BlindRowError",
         "CheckpointError": "mechvlm.errors:CheckpointError",
         "Context": "mechvlm.models.context:Context",
+        "Count": "mechvlm.models.compressing:Count",
         "DatasetError": "mechvlm.errors:DatasetError",
         "EngineError": "mechvlm.errors:EngineError",
         "Entity": "mechvlm.items:Entity",

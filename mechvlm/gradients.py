@@ -15,6 +15,7 @@ from mechvlm.layout import Positions
 from mechvlm.metrics import Metric
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
+from mechvlm.wanted import one
 
 __all__ = [
     "Attribution",
@@ -103,9 +104,12 @@ def along_a_path(
         at: Positions that are attributed to; a group of the layout, or "all".
 
     Raises:
+        ArgumentError: `metric` is no metric, or `at` neither a group nor positions.
         InterventionError: There is no position, or the baseline does not fit.
         MetricError: The metric has no gradient.
     """
+    one(metric, Metric, "metric", 'mv.logit_difference(vlm, "red", "blue")')
+    one(at, (str, Positions), "at", 'at="image", or at=Positions.of(3, 4)')
     chosen = _positions(prompt, at)
     with torch.no_grad():
         whole = vlm(prompt, stop_at_layer=0)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,9 @@ from PIL import Image
 
 from mechvlm.errors import PromptError
 from mechvlm.layout import Box
+from mechvlm.wanted import mapping_to, several, words_of
 
-__all__ = ["Area", "Entity", "Fact", "Item", "Picture", "by_picture"]
+__all__ = ["Area", "Entity", "Fact", "Item", "Picture", "by_picture", "class_of"]
 
 Picture: TypeAlias = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -31,7 +33,9 @@ class Item:
         image: The picture, or its path.
         question: What is asked, without any image placeholder.
         answer: The right answer; "" where none is known.
-        objects: Name of each object, in words -> where it is.
+        objects: Name of each object, in words -> where it is. A second one of a class
+            is told apart by a number ("person 2"), which `class_of` leaves out. A box
+            may be a list, as in JSON, and is kept as a tuple.
         target: Which of the objects the answer depends on; None if on no single one.
         prefix: Start of the assistant's answer ("It is a").
         id: What tables call it.
@@ -46,7 +50,13 @@ class Item:
     id: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a target that is none of the objects."""
+        """Tell boxes from masks, and refuse a target that is none of the objects."""
+        fix = '{"ball": (left, top, right, bottom)}, or a mask'
+        kinds = tuple, list, np.ndarray
+        given: dict[str, Sequence[object] | np.ndarray]
+        given = mapping_to(self.objects, kinds, "Item.objects", fix)
+        areas = {name: _area(each, name) for name, each in given.items()}
+        object.__setattr__(self, "objects", areas)
         if self.target is not None and self.target not in self.objects:
             raise PromptError(
                 f"target {self.target!r} is none of the item's objects, which are"
@@ -84,6 +94,11 @@ class Fact:
     answers: tuple[str, ...]
     relation: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse one string for several answers."""
+        answers = words_of(self.answers, f"Fact.answers to {self.by_name!r}")
+        object.__setattr__(self, "answers", answers)
+
 
 @dataclass(frozen=True, eq=False)
 class Entity:
@@ -105,10 +120,52 @@ class Entity:
     aliases: tuple[str, ...] = ()
     id: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse one string for several names, and one fact for several."""
+        aliases = words_of(self.aliases, f"Entity.aliases of {self.name!r}")
+        fix = 'facts=(Fact(by_name, by_picture, ("Paris",)),)'
+        facts = several(self.facts, Fact, f"Entity.facts of {self.name!r}", fix)
+        object.__setattr__(self, "aliases", aliases)
+        object.__setattr__(self, "facts", tuple(facts))
+
     @property
     def golds(self) -> tuple[str, ...]:
         """Every name that counts."""
         return (self.name, *self.aliases)
+
+
+def class_of(name: str) -> str:
+    """What an object is called in words: its name in `Item.objects` without its number.
+
+    Args:
+        name: Such as "person 2", the second person of a picture.
+
+    Example:
+        >>> class_of("person"), class_of("traffic light 12")
+        ('person', 'traffic light')
+    """
+    return re.sub(r"(?<=\S)\s+\d+$", "", name)
+
+
+def _area(given: Sequence[object] | np.ndarray, name: str) -> Area:
+    """A box as a tuple of four numbers, a mask as it is.
+
+    Raises:
+        PromptError: It is neither.
+    """
+    if isinstance(given, np.ndarray) and given.ndim == 2:
+        return given
+    numbers = [each for each in given if isinstance(each, int | float | np.number)]
+    if len(numbers) == len(given) == 4:
+        left, top, right, bottom = (
+            float(each) if isinstance(each, np.number) else each for each in numbers
+        )
+        return left, top, right, bottom
+    raise PromptError(
+        f"object {name!r} is at {str(given)[:60]}, which is no box of four numbers"
+        " (left, top, right, bottom) and no mask. A mask is a bool array"
+        " [height width]: np.array(rows, dtype=bool)."
+    )
 
 
 def by_picture(items: Sequence[Item]) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """Whether an answer in words says what it should: plug-ins, from strict to lenient.
 
 A matcher takes what a model said and the names that count as right. It is given the
-answer alone, never the prompt, whose words would match by themselves.
+answer alone, never the prompt, whose words would match by themselves. Golds are always
+several: a single string would be taken apart into letters, and is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
+
+from mechvlm.wanted import words_of
 
 __all__ = ["Matcher", "begins", "mentions", "names", "words", "yes_or_no"]
 
@@ -42,12 +45,15 @@ def words(text: str) -> tuple[str, ...]:
 def mentions(said: str, golds: Sequence[str]) -> bool:
     """Whether one of the names stands in the answer, whole words in a row.
 
+    Raises:
+        ArgumentError: The golds are one string.
+
     Example:
         >>> mentions("a traffic light", ["light"]), mentions("located", ["cat"])
         (True, False)
     """
     spoken = words(said)
-    return any(_within(words(gold), spoken) for gold in golds)
+    return any(_within(words(gold), spoken) for gold in words_of(golds, "golds"))
 
 
 def names(said: str, golds: Sequence[str]) -> bool:
@@ -63,22 +69,29 @@ def names(said: str, golds: Sequence[str]) -> bool:
         >>> names("an IBM machine", ["IBM"]), names("a submarine", ["IBM"])
         (True, False)
 
+    Raises:
+        ArgumentError: The golds are one string.
+
     Paper: recognition of Cohen et al. 2024, arXiv:2412.14133; short names and accents
         mended.
     """
     spoken = words(said)
-    return any(_named(words(gold), spoken) for gold in golds)
+    return any(_named(words(gold), spoken) for gold in words_of(golds, "golds"))
 
 
 def begins(said: str, golds: Sequence[str]) -> bool:
     """Whether the answer begins with one of the names, whole words.
+
+    Raises:
+        ArgumentError: The golds are one string.
 
     Example:
         >>> begins("red and blue", ["red"]), begins("a red ring", ["red"])
         (True, False)
     """
     spoken = words(said)
-    return any((gold := words(g)) != () and spoken[: len(gold)] == gold for g in golds)
+    wanted = map(words, words_of(golds, "golds"))
+    return any(gold != () and spoken[: len(gold)] == gold for gold in wanted)
 
 
 def yes_or_no(said: str) -> bool | None:

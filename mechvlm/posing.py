@@ -17,17 +17,19 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mechvlm.axes import Labelled, labelled
-from mechvlm.errors import InterventionError, PromptError, TokenError
+from mechvlm.errors import InterventionError, PromptError
 from mechvlm.interventions import NOTHING, Intervention
 from mechvlm.layout import Positions
 from mechvlm.matching import Matcher
 from mechvlm.models.generation import Generation
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.pieces import spelled
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record, shared
 from mechvlm.sites import Site
 from mechvlm.statistics import Estimate, mean_of, share_of
+from mechvlm.wanted import one, several, words_of
 
 __all__ = [
     "Arms",
@@ -66,7 +68,9 @@ class Posed:
     id: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what nothing can answer."""
+        """Refuse what nothing can answer, and one string for several answers."""
+        one(self.prompt, (Prompt, Run), "Posed.prompt", "vlm.prompt(text, image)")
+        object.__setattr__(self, "answers", words_of(self.answers, "Posed.answers"))
         if not self.answers or not all(answer.strip() for answer in self.answers):
             raise PromptError(
                 f"the answers of {self.id or prompt_of(self.prompt).text!r} are"
@@ -91,7 +95,8 @@ class Outcome:
     Attributes:
         said: The answers.
         right: Whether they count.
-        p: Probability that the first token is a right one, where that is one token.
+        p: Probability that the first token is a right answer in one of its spellings,
+            nan where none is one token.
     """
 
     said: Shaped[np.ndarray, "item arm"]
@@ -125,14 +130,21 @@ def placed(at: str | Positions, prompt: Prompt, name: str) -> Positions:
     """Positions of a group, or the positions themselves.
 
     Raises:
-        InterventionError: The prompt has none there.
+        ArgumentError: What was given is neither.
+        InterventionError: The prompt has none there, or ends before.
         LayoutError: No group has this name.
     """
+    one(at, (str, Positions), "where to act", '"image", or Positions.of(3, 4)')
     found = prompt.layout[at] if isinstance(at, str) else at
     if not found:
         raise InterventionError(
             f"{at!r} is empty in the prompt of {name!r}, so the intervention would do"
             " nothing there. Was the prompt built without its image?"
+        )
+    if not 0 <= min(found) <= max(found) < prompt.layout.n:
+        raise InterventionError(
+            f"{at!r} reaches beyond the prompt of {name!r}, which has positions"
+            f" 0..{prompt.layout.n - 1}. Take positions of its layout."
         )
     return found
 
@@ -159,8 +171,10 @@ def outcome(
         progress: Words of the progress bar; False shows none.
 
     Raises:
+        ArgumentError: What is posed is no list of `Posed`.
         PairError: `at` are positions, and the prompts' layouts differ.
     """
+    posed = several(posed, Posed, "posed", '[Posed(prompt, ("red",))]')
     names = ids_of([each.id for each in posed], "prompt")
     prompts = [prompt_of(each.prompt) for each in posed]
     where = [
@@ -185,13 +199,14 @@ def outcome(
 def answered(
     vlm: HookedVLM, own: Prompt | Run, arms: Arms, max_new_tokens: int
 ) -> list[Generation]:
-    """The clean answer, then one for each arm, all in one sweep."""
+    """The clean answer, then one for each arm, with its first step's logits alone."""
     return vlm.generate_many(
         own,
         [NOTHING, *arms.todo],
         max_new_tokens=max_new_tokens,
         runs=arms.runs,
         vectors=arms.vectors,
+        logits="first",
         progress=False,
     )
 
@@ -199,23 +214,16 @@ def answered(
 def first_word(
     vlm: HookedVLM, answers: Sequence[str], made: Sequence[Generation]
 ) -> Float[np.ndarray, " arm"]:
-    """Probability that the first token is one of the answers that are one token.
+    """Probability that the first token is an answer, in any spelling of one token.
 
-    Nan where no answer is: the first piece of a longer one may begin others too.
+    Nan where none has one: the first piece of a longer one may begin others too.
     """
-    tokens = {token for answer in answers for token in _single(vlm, answer)}
+    tokens = {token for answer in answers for token in spelled(vlm, answer)}
     if not tokens:
         return np.full(len(made), np.nan)
     first = torch.stack([one.logits[0] for one in made]).float()
     found = first.softmax(dim=-1)[:, sorted(tokens)].sum(dim=-1)
     return np.asarray(found.double().cpu().numpy())
-
-
-def _single(vlm: HookedVLM, answer: str) -> list[int]:
-    try:
-        return [vlm.to_single_token(answer)]
-    except TokenError:
-        return []
 
 
 def clean_run(vlm: HookedVLM, own: Prompt | Run) -> Run:
@@ -280,7 +288,7 @@ def tables(
     each = {
         "right": (found.right, "1 right, 0 wrong"),
         "said": (found.said, "text"),
-        "p": (found.p, "probability"),
+        "p_answer": (found.p, "probability"),
     }
     for name, (values, units) in each.items():
         both = {**item, **dims}

@@ -102,11 +102,21 @@ def polling(
         question: What is asked, with `{}` in the place of the target's name.
         max_new_tokens: Longest answer.
 
+    Raises:
+        PromptError: The question has no place for the name, or another brace.
+
     Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (table 1).
     """
+    rest = question.replace("{}", "")
+    if rest == question or "{" in rest or "}" in rest:
+        raise PromptError(
+            f"polling asks {question!r}; wanted {{}} where the target's name stands,"
+            ' and no other brace: "Is there a {} in the image?". Without it, every item'
+            " would be asked the same."
+        )
     return Reading(
         "polling",
-        lambda item: question.format(_target(item)),
+        lambda item: question.replace("{}", _target(item)),
         lambda item, said: yes_or_no(said) is True,
         lambda item: "yes",
         max_new_tokens,

@@ -7,13 +7,20 @@ in many pictures; whoever uses it must say so.
 
 from __future__ import annotations
 
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from mechvlm.errors import InterventionError, MetricError, PromptError, RegionError
+from mechvlm.errors import (
+    InterventionError,
+    MechVLMWarning,
+    MetricError,
+    PromptError,
+    RegionError,
+)
 from mechvlm.gradients import Baseline, along_a_path, midpoints
 from mechvlm.items import Area, Item
 from mechvlm.layout import Layout, Positions, Rule
@@ -21,6 +28,7 @@ from mechvlm.metrics import Metric
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.statistics import random_sets
+from mechvlm.wanted import one
 
 __all__ = [
     "Selector",
@@ -32,6 +40,8 @@ __all__ = [
     "other_object_tokens",
     "random_tokens",
     "register_tokens",
+    "seen",
+    "tell_unseen",
 ]
 
 
@@ -100,7 +110,9 @@ def object_tokens(*, buffer: int = 0, rule: Rule = "any") -> Selector:
     """
     return Selector(
         _named("object", buffer),
-        lambda vlm, prompt, item: _seen(prompt.layout, item.area, rule, buffer),
+        lambda vlm, prompt, item: seen(
+            prompt.layout, item.area, rule=rule, buffer=buffer
+        ),
     )
 
 
@@ -128,8 +140,7 @@ def all_object_tokens(*, buffer: int = 0, rule: Rule = "any") -> Selector:
 
     def choose(vlm: HookedVLM, prompt: Prompt, item: Item) -> Positions:
         _refuse_no_objects(item)
-        seen = (_seen(prompt.layout, x, rule, buffer) for x in item.objects.values())
-        return Positions.of(*seen)
+        return _seen_any(prompt.layout, item.objects.values(), rule, buffer)
 
     return Selector(_named("all objects", buffer), choose)
 
@@ -146,9 +157,9 @@ def other_object_tokens(*, buffer: int = 0, rule: Rule = "any") -> Selector:
     """
 
     def choose(vlm: HookedVLM, prompt: Prompt, item: Item) -> Positions:
-        others = (area for name, area in item.objects.items() if name != item.target)
-        seen = (_seen(prompt.layout, area, rule, buffer) for area in others)
-        return Positions.of(*seen) - _seen(prompt.layout, item.area, "any", 0)
+        others = [area for name, area in item.objects.items() if name != item.target]
+        found = _seen_any(prompt.layout, others, rule, buffer)
+        return found - seen(prompt.layout, item.area)
 
     return Selector(_named("other objects", buffer), choose)
 
@@ -195,6 +206,7 @@ def random_tokens(
         >>> random_tokens(object_tokens(), outside=object_tokens(buffer=1))
         Selector(name='random object outside object + 1')
     """
+    one(n, (int, Selector), "n", "5, or object_tokens()")
     size = n.name if isinstance(n, Selector) else str(n)
 
     def choose(vlm: HookedVLM, prompt: Prompt, item: Item) -> Positions:
@@ -257,8 +269,30 @@ def attribution_tokens(
     return Selector(f"integrated gradients, top {n}", choose)
 
 
-def _seen(layout: Layout, area: Area, rule: Rule, buffer: int) -> Positions:
-    """Positions whose cells see an area, in every grid that shows the picture."""
+def seen(
+    layout: Layout, area: Area, *, rule: Rule = "any", buffer: int = 0
+) -> Positions:
+    """Positions whose cells see an area, in every grid that shows the picture.
+
+    Unlike `Layout.region`, it answers with none where the processor cropped the area
+    away, or where it is too small for the rule.
+
+    Args:
+        layout: The prompt's layout.
+        area: Box or mask in pixels of the original picture.
+        rule: What counts as seeing; see `Layout.region`.
+        buffer: Rings of neighbouring cells to add, diagonals included.
+
+    Raises:
+        RegionError: The area lies outside the picture.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=3, n=1)
+        >>> layout = vlm.prompt("how many objects are there ?", scene.image).layout
+        >>> seen(layout, scene.box(0)) == layout.region(scene.box(0))
+        True
+    """
     found = Positions()
     for image, grid in enumerate(layout.grids):
         if not grid.coverage(area).any():  # refuses an area outside the picture
@@ -268,6 +302,36 @@ def _seen(layout: Layout, area: Area, rule: Rule, buffer: int) -> Positions:
         except RegionError:
             continue  # the rule asks for more of a cell than the area covers
     return found
+
+
+def tell_unseen(n_unseen: int, n_all: int, what: str) -> None:
+    """Warn of objects that no token sees; refuse where there are no others.
+
+    Args:
+        n_unseen: How many are left out.
+        n_all: How many there are.
+        what: What they are, in the plural.
+
+    Raises:
+        RegionError: None is left.
+    """
+    told = (
+        f"{n_unseen} of {n_all} {what} are seen by no token: the processor cropped them"
+        " away, or rule= asks for more of a cell than they cover"
+    )
+    if n_unseen == n_all:
+        raise RegionError(f"{told}. None is left: give pictures that show what counts.")
+    if n_unseen:
+        warnings.warn(
+            f"{told}; they are left out (n_cropped).", MechVLMWarning, stacklevel=3
+        )
+
+
+def _seen_any(
+    layout: Layout, areas: Iterable[Area], rule: Rule, buffer: int
+) -> Positions:
+    """Positions whose cells see one of the areas."""
+    return Positions.of(*(seen(layout, x, rule=rule, buffer=buffer) for x in areas))
 
 
 def _image(prompt: Prompt) -> Positions:

@@ -3,6 +3,8 @@
 test_caption_passes.py holds the passes themselves against Hugging Face.
 """
 
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -272,6 +274,47 @@ def test_what_cannot_be_swept_is_refused_before_it_runs(
     judge = ObjectListJudge(["cat", "dog"])
     with pytest.raises(error, match=told):
         mv.caption_knockout(tiny_vlm, [tiny_prompt], **SHORT | {"judge": judge} | given)
+
+
+WRONG_KINDS = """
+import numpy as np
+import mechvlm as mv
+from mechvlm.errors import ArgumentError, JudgeError
+from mechvlm.judges import ObjectListJudge
+vlm = mv.load("demo")
+prompt = vlm.prompt("describe the image .", mv.scenes.sample(seed=0).image)
+judge = ObjectListJudge(mv.scenes.SHAPES)
+def run(prompts=[prompt], **more):
+    given = {"judge": judge, "start_layers": [0], "max_new_tokens": 6} | more
+    return mv.caption_knockout(vlm, prompts, **given)
+for call, kind, told in [
+    (lambda: run(prompt), ArgumentError, "prompts is"),
+    (lambda: run(["describe"]), ArgumentError, "prompts[0] is 'describe' (str)"),
+    (lambda: run(judge=ObjectListJudge), JudgeError, "is the class ObjectListJudge"),
+    (lambda: run(judge="a judge"), JudgeError, "judge is 'a judge' (str); wanted some"),
+    (lambda: run(bands={"b": (2, 5)}), ArgumentError, "bands['b'] is (2, 5) (tuple);"),
+    (lambda: run(bands=[(2, 5)]), ArgumentError, "bands is [(2, 5)] (list)"),
+    (lambda: run(start_layers=0), ArgumentError, "start_layers is 0 (int)"),
+    (lambda: run(start_layers=["0"]), ArgumentError, "start_layers[0] is '0' (str)"),
+    (lambda: run(flows="image->both"), ArgumentError, "flows is the one string"),
+    (lambda: mv.rejudge(3, judge), ArgumentError, "result is 3 (int); wanted Dataset"),
+    (lambda: mv.rejudge(run(), ObjectListJudge), JudgeError, "is the class"),
+]:
+    try:
+        call()
+    except kind as error:
+        assert told in str(error), error
+    else:
+        raise AssertionError(told)
+assert run(start_layers=np.arange(0, 8, 4))["start"].values.tolist() == [8, 0, 4]
+"""
+
+
+def test_what_is_of_the_wrong_kind_is_named():
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_prompts_that_show_nothing_are_refused(tiny_vlm, tiny_prompt, no_forward):

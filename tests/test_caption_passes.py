@@ -97,7 +97,8 @@ def kept_generations(vlm, monkeypatch):
     made, original = [], vlm.generate_many
 
     def listening(*args, **kwargs):
-        made.append(original(*args, **kwargs))
+        # The table keeps no logits but the first; what is tested here needs them all.
+        made.append(original(*args, **kwargs | {"logits": "all"}))
         return made[-1]
 
     monkeypatch.setattr(vlm, "generate_many", listening)
@@ -291,6 +292,21 @@ def test_starts_are_spread_over_the_layers_unless_said(spoken):
         vlm, asked[:1], flows=["image->both"], **SHORT | {"start_layers": None}
     )
     assert found["start"].values.tolist() == [4, 0, 1, 2, 3]
+
+
+def test_only_the_first_logits_of_an_arm_are_kept(spoken, monkeypatch):
+    """All arms' logits of all steps would be gigabytes at 300 tokens."""
+    vlm, asked = spoken
+    kept, original = [], vlm.generate_many
+
+    def listening(*args, **kwargs):
+        kept.extend(original(*args, **kwargs))
+        return kept
+
+    monkeypatch.setattr(vlm, "generate_many", listening)
+    mv.caption_knockout(vlm, asked[:1], flows=FLOWS, **SHORT)
+    assert len(kept) == 6
+    assert {(len(each.logits), len(each.ids)) for each in kept} == {(1, NEW)}
 
 
 def test_a_base_run_is_as_good_as_its_prompt(spoken):

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 import mechvlm as mv
-from mechvlm import Positions
+from mechvlm import Count, Positions
 from mechvlm.models import asking
 from mechvlm.models.compressing import Generated, LastRow, Random, image_scores, n_kept
 from mechvlm.models.context import whole_context
@@ -163,7 +163,32 @@ def test_trap_12_the_number_kept_is_counted_on_the_layout():
     grid = mv.ImageGrid(5, 24, 24, 336, 336, (0, 0, 336, 336))
     prompt = mv.Prompt({}, mv.Layout(600, groups, (grid,)), "", ("",) * 600)
     assert [n_kept(keep, prompt) for keep in (0.05, 0.02, 1.0, 0.0)] == [28, 11, 576, 0]
-    assert n_kept(1, prompt) == 1
+    assert [n_kept(Count(n), prompt) for n in (0, 1, 28, 576)] == [0, 1, 28, 576]
+    assert [n_kept(k / 576, prompt) for k in range(577)] == [*range(577)]
+
+
+def test_a_plain_number_is_a_share_and_one_is_all(tiny_vlm, tiny_prompt):
+    """1 and 1.0 are the same, as in `keeps`; a number above says how to count."""
+    kept = [
+        mv.compressed_context(tiny_vlm, tiny_prompt, keep=keep, select="norm").n_image
+        for keep in (1, 1.0, Count(1), 0, 0.0)
+    ]
+    assert kept == [16, 16, 1, 0, 0]
+    with pytest.raises(mv.LayoutError, match=r"0.0 to 1.0. A number .* keep=Count\(28"):
+        mv.compressed_context(tiny_vlm, tiny_prompt, keep=2, select="norm")
+    with pytest.raises(mv.LayoutError, match="keep=True"):
+        mv.compressed_context(tiny_vlm, tiny_prompt, keep=True, select="norm")
+
+
+def test_a_run_is_read_as_its_prompt_is(tiny_vlm, tiny_prompt):
+    runs = mv.base_run(tiny_vlm, tiny_prompt), mv.record(tiny_vlm, tiny_prompt, ["z"])
+    how = {"keep": 0.3, "select": "last"}
+    wanted = mv.compressed_context(tiny_vlm, tiny_prompt, **how)
+    for run in runs:
+        found = mv.compressed_context(tiny_vlm, run, **how)
+        assert found.prompt is tiny_prompt and found.kept == wanted.kept
+        assert all(map(torch.equal, found.keys, wanted.keys))
+    assert whole_context(tiny_vlm, runs[0]).n_tokens == tiny_prompt.layout.n
 
 
 @EVERY_KIND
@@ -186,7 +211,7 @@ def test_trap_13_questions_go_on_from_the_last_position_not_the_last_index(case)
 @EVERY_KIND
 def test_trap_14_grouped_heads_are_kept_as_they_are(case):
     cfg = case.vlm.cfg
-    context = mv.compressed_context(case.vlm, case.prompt, keep=5, select="last")
+    context = mv.compressed_context(case.vlm, case.prompt, keep=Count(5), select="last")
     text = case.prompt.layout.n - 16
     shape = cfg.n_key_value_heads, 5 + text, cfg.d_head
     assert {tuple(x.shape) for x in (*context.keys, *context.values)} == {shape}
@@ -212,7 +237,7 @@ def test_a_context_is_asked_many_times_and_stays_as_it_is(tiny_vlm, untouched):
 
 
 def test_the_answers_layout_is_that_of_the_whole_sequence(tiny_vlm, tiny_prompt):
-    context = mv.compressed_context(tiny_vlm, tiny_prompt, keep=2, select="last")
+    context = mv.compressed_context(tiny_vlm, tiny_prompt, keep=Count(2), select="last")
     said = mv.ask(tiny_vlm, context, "red dog", prefix=" a", max_new_tokens=2)
     # 23 of the prompt; red dog ASSISTANT : a; one or two that were said
     asked = Positions.of(range(23, 28))
@@ -222,7 +247,9 @@ def test_the_answers_layout_is_that_of_the_whole_sequence(tiny_vlm, tiny_prompt)
 
 
 def test_a_context_prints_what_it_holds(tiny_vlm, tiny_prompt):
-    context = mv.compressed_context(tiny_vlm, tiny_prompt, keep=2, select="random")
+    context = mv.compressed_context(
+        tiny_vlm, tiny_prompt, keep=Count(2), select="random"
+    )
     # 4 layers x (keys, values) x 2 heads x 9 positions x 16 wide x 4 bytes
     assert repr(context) == (
         "Context(9 of 23 positions in each of 4 layers: 2 of 16 image, 7 of 7 text;"
@@ -270,7 +297,11 @@ def test_the_best_of_each_layer_are_kept_and_of_equals_the_first(tiny_vlm, tiny_
     scores[1, 15] = 3.0
     scores[2] = torch.arange(16.0)
     context = mv.compressed_context(
-        tiny_vlm, tiny_prompt, keep=2, select=lambda vlm, prompt: scores, text="bos"
+        tiny_vlm,
+        tiny_prompt,
+        keep=Count(2),
+        select=lambda vlm, prompt: scores,
+        text="bos",
     )
     wanted = [(0, 5, 12), (0, 3, 18), (0, 17, 18), (0, 3, 4)]
     assert [held.indices for held in context.kept] == wanted
@@ -278,7 +309,9 @@ def test_the_best_of_each_layer_are_kept_and_of_equals_the_first(tiny_vlm, tiny_
 
 def test_chance_differs_by_layer_and_seed(tiny_vlm, tiny_prompt):
     draws = [
-        mv.compressed_context(tiny_vlm, tiny_prompt, keep=4, select=Random(seed)).kept
+        mv.compressed_context(
+            tiny_vlm, tiny_prompt, keep=Count(4), select=Random(seed)
+        ).kept
         for seed in (0, 0, 1)
     ]
     assert draws[0] == draws[1] != draws[2]
@@ -317,7 +350,9 @@ def test_a_question_goes_on_as_the_template_would(tiny_vlm, monkeypatch, templat
 
 
 def test_templates_that_cannot_be_followed_say_so(tiny_vlm, tiny_prompt, monkeypatch):
-    context = mv.compressed_context(tiny_vlm, tiny_prompt, keep=2, select="random")
+    context = mv.compressed_context(
+        tiny_vlm, tiny_prompt, keep=Count(2), select="random"
+    )
     for template, why in [
         (None, "no chat template.*Give render="),
         ("{{ messages[0]['content'][1]['text'] }} <image>", "puts the image after"),
@@ -335,12 +370,19 @@ def test_templates_that_cannot_be_followed_say_so(tiny_vlm, tiny_prompt, monkeyp
 def test_contexts_that_cannot_be_made(tiny_vlm, tiny_prompt, no_forward):
     def made(prompt=tiny_prompt, **how):
         return mv.compressed_context(
-            tiny_vlm, prompt, **{"keep": 2, "select": "random"} | how
+            tiny_vlm, prompt, **{"keep": Count(2), "select": "random"} | how
         )
 
-    for keep, what in [(1.5, "0.0 to 1.0"), (17, "0 to 16"), (-1, "keep=-1")]:
+    for keep, what in [
+        (1.5, "0.0 to 1.0"),
+        (-1, "keep=-1"),
+        (math.nan, "keep=nan"),
+        (Count(17), "0 to 16"),
+    ]:
         with pytest.raises(mv.LayoutError, match=what):
             made(keep=keep)
+    with pytest.raises(mv.LayoutError, match=r"Count\(-1\)"):
+        Count(-1)
     with pytest.raises(mv.MissingImageError, match="no image position to keep"):
         made(tiny_vlm.prompt("the dog"))
 
@@ -348,7 +390,7 @@ def test_contexts_that_cannot_be_made(tiny_vlm, tiny_prompt, no_forward):
 def test_contexts_that_keep_what_they_cannot(tiny_vlm, tiny_prompt):
     def made(**how):
         return mv.compressed_context(
-            tiny_vlm, tiny_prompt, **{"keep": 2, "select": "random"} | how
+            tiny_vlm, tiny_prompt, **{"keep": Count(2), "select": "random"} | how
         )
 
     with pytest.raises(mv.LayoutError, match="keeps nothing cannot be asked"):
@@ -373,7 +415,9 @@ def test_contexts_that_keep_what_they_cannot(tiny_vlm, tiny_prompt):
 
 
 def test_questions_that_cannot_be_asked(tiny_vlm, tiny_prompt, demo):
-    context = mv.compressed_context(tiny_vlm, tiny_prompt, keep=2, select="random")
+    context = mv.compressed_context(
+        tiny_vlm, tiny_prompt, keep=Count(2), select="random"
+    )
     with pytest.raises(mv.PromptError, match="there is nothing to ask"):
         mv.ask(tiny_vlm, context, " ")
     with pytest.raises(mv.PromptError, match="is put as ''"):

@@ -1,6 +1,8 @@
 """What compressed contexts answer: by hand arithmetic, and as a table of the demo."""
 
 import math
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 import mechvlm as mv
-from mechvlm import Item, Positions
+from mechvlm import Count, Item, Positions
 from mechvlm.models import planted
 from mechvlm.models.compressing import LastRow
 from mechvlm.models.context import whole_context
@@ -62,10 +64,12 @@ def test_what_reads_the_image_itself_needs_its_positions(circuit):
     """Attention of the last row finds the three of them in the layer that reads."""
     nothing = Positions.of()
     assert p_of(circuit, keep=0) == near(CHANCE)
-    for keep in (3, 2, 1):
+    for keep in (Count(3), Count(2), Count(1)):
         assert p_of(circuit, keep=keep) == near(SURE)
         assert p_of(circuit, keep=keep, text=nothing) == near(SURE)
-    found = mv.compressed_context(*read(circuit), keep=3, select="last", text=nothing)
+    found = mv.compressed_context(
+        *read(circuit), keep=Count(3), select="last", text=nothing
+    )
     assert found.kept[1].indices == planted.POSITIONS["object"]
 
 
@@ -78,7 +82,7 @@ def test_without_a_beginning_to_rest_on_the_background_is_read():
     object_at = [at - 2 for at in planted.POSITIONS["object"]]
     scores = torch.ones(3, 16)
     scores[:, object_at] = 0.0
-    background = {"keep": 13, "select": lambda vlm, prompt: scores}
+    background = {"keep": Count(13), "select": lambda vlm, prompt: scores}
     assert p_of("direct", **background) == near(CHANCE)
     assert p_of("direct", **background, text="bos") == near(CHANCE)
     alone = background | {"text": Positions.of()}
@@ -258,6 +262,10 @@ def test_what_the_table_refuses(demo, items):
         made(keeps=[0.01])
     with pytest.raises(mv.PromptError, match="wanted names among generated, last"):
         made(selects=["best"])
+    with pytest.raises(mv.PromptError, match=r"2 items share ids \['count 3'\]"):
+        made([items[0], items[0]])
+    with pytest.raises(mv.PromptError, match=r"share ids \['1'\]"):
+        made([Item(items[0].image, COUNT, "one", id="1"), Item("b.png", COUNT, "two")])
     with pytest.raises(mv.PromptError, match="has no answer to compare with"):
         made([Item(items[0].image, COUNT)])
 
@@ -280,3 +288,57 @@ def test_an_answerer_holds_the_context_of_one_picture(demo, items):
     begun = Item(first.image, COUNT, prefix=" there are")
     wanted = mv.ask(demo, context, COUNT, prefix=" there are", max_new_tokens=10)
     assert answer(begun) == wanted.text
+
+
+def test_an_answerer_keeps_a_number_too(demo, items):
+    answer = mv.context_answerer(
+        demo, keep=Count(8), select="last", describe=DESCRIBE, max_new_tokens=3
+    )
+    prompt = demo.prompt(DESCRIBE, items[0].image)
+    context = mv.compressed_context(demo, prompt, keep=Count(8), select="last")
+    wanted = mv.ask(demo, context, COUNT, max_new_tokens=3)
+    assert context.n_image == 8
+    assert answer(items[0]) == wanted.text
+
+
+WRONG_KINDS = """
+import mechvlm as mv
+from mechvlm import Count, Item
+vlm, image = mv.load("demo"), mv.scenes.sample(seed=3, n=1).image
+prompt = vlm.prompt("describe the image .", image)
+item = Item(image, "how many objects are there ?", "one")
+context = mv.compressed_context(vlm, prompt, keep=0.1, select="last")
+table = lambda items=[item], **how: mv.context_accuracy(vlm, items, **how)
+kept = lambda prompt=prompt, **how: mv.compressed_context(vlm, prompt, **how)
+said = lambda *asked: mv.ask(vlm, *asked)
+scored = lambda items: mv.mme(vlm, items, answerer=lambda item: "yes")
+wrong = mv.ArgumentError
+for call, told in [
+    (lambda: table(item), "items is one Item|items is Item"),
+    (lambda: table(["describe"]), "items[0] is 'describe' (str)"),
+    (lambda: table(keeps=0.5), "keeps is 0.5 (float); wanted a list"),
+    (lambda: table(keeps=[Count(28)]), "keeps[0] is Count(n=28) (Count)"),
+    (lambda: table(selects="last"), "selects is the one string 'last'"),
+    (lambda: kept("describe", keep=0.5), "prompt is 'describe' (str); wanted Prompt"),
+    (lambda: kept(keep="5%"), "keep is '5%' (str)"),
+    (lambda: Count(0.5), "Count is 0.5 (float)"),
+    (lambda: said(prompt, "how many ?"), "(Prompt); wanted Context: compressed_c"),
+    (lambda: said(context, item), "question is Item"),
+    (lambda: scored([item, item]), "items is [Item"),
+    (lambda: scored({"count": item}), "items['count'] is Item"),
+    (lambda: scored({"count": ["a.png"]}), "items['count'][0] is 'a.png' (str)"),
+]:
+    try:
+        call()
+    except wrong as error:
+        assert any(each in str(error) for each in told.split("|")), error
+    else:
+        raise AssertionError(told)
+"""
+
+
+def test_what_is_of_the_wrong_kind_is_named():
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

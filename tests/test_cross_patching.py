@@ -272,6 +272,41 @@ def test_what_cannot_be_exchanged_is_refused(no_forward, tiny_vlm):
         replace(good, original=(" ",))
 
 
+def test_positions_must_mean_the_same_in_targets_and_donors(no_forward, tiny_vlm):
+    """A query one word longer, and a system message before the image."""
+    vlm, at = tiny_vlm, mv.Positions.of(range(3, 5))
+
+    def swap(target, donor, name):
+        return mv.Swap(target, donor, ("red",), ("blue",), id=name)
+
+    short, longer = (tiny.ask(vlm, words) for words in ("what color", "what color is"))
+    shifted = vlm.prompt("what", tiny.picture(), system="see")
+    alike = tiny.ask(vlm, "what color is the")
+    assert shifted.layout.n == alike.layout.n, "only their groups differ"
+    for swaps in (
+        [swap(short, longer, "a")],
+        [swap(longer, short, "a")],
+        [swap(alike, shifted, "a")],
+        [swap(short, short, "a"), swap(longer, longer, "b")],
+        [swap(alike, alike, "a"), swap(shifted, shifted, "b")],
+    ):
+        with pytest.raises(mv.PairError, match=r"one to one|do not mean the same"):
+            mv.cross_patch(vlm, swaps, at=at)
+    with pytest.raises(mv.InterventionError, match=r"of 'a', which has positions 0"):
+        mv.cross_patch(vlm, [swap(short, short, "a")], at=mv.Positions.of(3, 99))
+
+
+def test_positions_and_the_group_that_they_are_exchange_the_same():
+    vlm = hooked("direct")
+    swap = planted_swap(vlm)
+    image = swap.target.layout["image"]
+    by_group, by_place = (
+        mv.cross_patch(vlm, [swap], at=at, max_new_tokens=1) for at in ("image", image)
+    )
+    np.testing.assert_array_equal(by_group["p_injected"], by_place["p_injected"])
+    assert by_place["injected"].values.tolist() == [1, 1, 0]
+
+
 @torch.no_grad()
 def test_a_donors_run_that_lacks_a_layer_is_refused():
     vlm = random_vlm(LLAMA)

@@ -424,6 +424,6 @@ def test_an_input_that_nobody_can_extend_is_refused(gemma):
     _, prompt = gemma
     odd = replace(prompt, inputs={**prompt.inputs, "odd": prompt.ids})
     with pytest.raises(PromptError, match=r"\['odd'\] are given per position"):
-        odd.extended(prompt.ids[0, :1], ("a",))
+        odd.extended(prompt.ids[0, -1:], ("a",))
     with pytest.raises(PromptError, match="odd"):
         odd.left_padded(1, 0)

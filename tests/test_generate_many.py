@@ -4,12 +4,17 @@ The oracle is `vlm.generate`: one arm at a time, Hugging Face's own KV cache and
 passes under hooks. It shares no pass, cache or mask with `generate_many`.
 """
 
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import tiny
 import torch
 
 import mechvlm as mv
 from mechvlm import Ablate, Add, Knockout, Patch, Positions, Site
+from mechvlm.models import generation
+from mechvlm.models.rowwise import decoding
 
 NEW = 6
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -225,3 +230,61 @@ def test_nothing_is_left_behind(tiny_case, untouched, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             vlm.generate_many(prompt, [mv.NOTHING, cut], max_new_tokens=5)
     assert untouched() == []
+
+
+# --- logits of the first step alone ---------------------------------------------------
+
+
+def heard_hooks(vlm):
+    """Hooks of a user's own, that change nothing: the reference path is taken."""
+    return vlm.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", lambda value, hook: value)])
+
+
+@pytest.mark.filterwarnings("ignore:.*hooks of its own:mechvlm.MechVLMWarning")
+@pytest.mark.parametrize("path", ["rows", "reference"])
+def test_the_first_steps_logits_are_those_of_all(tiny_case, path):
+    vlm, prompt = tiny_case
+    cut = Knockout(range(4), prompt.layout["last"], prompt.layout["image"])
+    with heard_hooks(vlm) if path == "reference" else nullcontext():
+        every, first = (
+            vlm.generate_many(prompt, [mv.NOTHING, cut], max_new_tokens=4, logits=kept)
+            for kept in ("all", "first")
+        )
+    for whole, one in zip(every, first, strict=True):
+        assert (one.ids.tolist(), one.text) == (whole.ids.tolist(), whole.text)
+        assert one.layout == whole.layout and len(whole.logits) == 4
+        torch.testing.assert_close(one.logits, whole.logits[:1], rtol=0, atol=0)
+        # A view of one row would hold all rows in memory.
+        assert one.logits.untyped_storage().nbytes() == one.logits.nbytes
+
+
+@pytest.mark.filterwarnings("ignore:.*hooks of its own:mechvlm.MechVLMWarning")
+@pytest.mark.parametrize("path", ["rows", "reference"])
+@pytest.mark.parametrize(("kept", "most"), [("all", 7), ("first", 2)])
+def test_later_logits_are_let_go_step_by_step(tiny_case, monkeypatch, path, kept, most):
+    """Alive while a further step is made: the first step's, and the last one's."""
+    vlm, prompt = tiny_case
+    steps, alive = [], []
+    module, name = {
+        "rows": (decoding, "read_out"),
+        "reference": (generation, "_step"),
+    }[path]
+    step = getattr(module, name)
+
+    def watched(*args, **kwargs):
+        alive.append(sum(ref() is not None for ref in steps))
+        made = step(*args, **kwargs)
+        steps.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(module, name, watched)
+    with heard_hooks(vlm) if path == "reference" else nullcontext():
+        vlm.generate_many(prompt, [mv.NOTHING], max_new_tokens=8, logits=kept)
+    # By rows the first step's logits are the base run's, and not read out anew.
+    assert max(alive) == most - (path == "rows")
+
+
+def test_kept_logits_have_two_names():
+    generation.check_kept("first")
+    with pytest.raises(mv.InterventionError, match="logits='last': wanted 'all', or"):
+        generation.check_kept("last")

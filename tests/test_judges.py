@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
 import mechvlm as mv
 from mechvlm.errors import JudgeError
 from mechvlm.judges import COCO, NO_OBJECTS, Judge, ObjectListJudge, Verdict
+from mechvlm.matching import words
 
 COMMON = ObjectListJudge()
 
@@ -98,6 +100,44 @@ def test_objects_of_natural_descriptions(text, wanted):
     assert set(COMMON.objects(text)) == wanted
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize("name", ["caf\u00e9", "cafe", "CAFE\u0301"])
+def test_accents_do_not_decide(name, form):
+    """In the list or in the text, in one letter or two; the mention holds them all."""
+    judge = ObjectListJudge([name, "hot p\u00e2t\u00e9"])
+    parts = ["caf\u00e9", "caf\u00e9s", "cafe", "hot pate"]
+    parts = [unicodedata.normalize(form, part) for part in parts]
+    text = " | ".join(parts)
+    found = judge.mentions(text)
+    assert [each.name for each in found] == [name] * 3 + ["hot p\u00e2t\u00e9"]
+    assert [text[each.start : each.stop] for each in found] == parts
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "\ud55c\uad6d\uc5b4 \u304c",
+            "\u0928\u092e\u0938\u094d\u0924\u0947",
+            "fish\u2122 \u00bd",
+        ),
+        *(
+            "\ufb01sh",
+            "\u338f of stra\u00dfe",
+            "\u0130stanbul",
+            "it's x\u0301\u0323",
+            "a\u00a8b",
+        ),
+    ],
+)
+def test_texts_are_split_as_matchers_split_them(text, form):
+    """Every word of `matching.words` is one that the list can hold, and no other."""
+    text = unicodedata.normalize(form, text)
+    judge = ObjectListJudge(list(dict.fromkeys(words(text))))
+    assert judge.objects(text) == tuple(judge.vocabulary)
+
+
 def test_every_class_is_found_in_singular_plural_and_by_its_other_words():
     assert len(COCO) == 80
     for name, others in COCO.items():
@@ -173,6 +213,7 @@ def test_both_are_judges():
         ({"cat": ("pet",), "dog": ("pet",)}, "'pet' is a word for both 'cat' and"),
         (["..."], "'...' names no object"),
         ("cat", "is the word 'cat'; wanted a list"),
+        (["caf\u00e9", "cafe"], "'cafe' is a word for both"),
     ],
 )
 def test_a_vocabulary_that_cannot_serve_is_refused(vocabulary, told):
@@ -183,6 +224,31 @@ def test_a_vocabulary_that_cannot_serve_is_refused(vocabulary, told):
 def test_what_is_ignored_cannot_be_an_object():
     with pytest.raises(JudgeError, match="it cannot be both"):
         ObjectListJudge(["bus stop"], ignoring=["bus stop"])
+
+
+WRONG_KINDS = """
+from mechvlm.errors import ArgumentError
+from mechvlm.judges import ObjectListJudge
+for given, told in [
+    (lambda: ObjectListJudge(5), "vocabulary is 5 (int); wanted a list"),
+    (lambda: ObjectListJudge([("cat",)]), "vocabulary[0] is ('cat',) (tuple)"),
+    (lambda: ObjectListJudge({"cat": "kitten"}), "['cat'] is the one string 'kitten'"),
+    (lambda: ObjectListJudge(["bus"], ignoring="bus stop"), "ignoring is the one str"),
+]:
+    try:
+        given()
+    except ArgumentError as error:
+        assert told in str(error), error
+    else:
+        raise AssertionError(told)
+"""
+
+
+def test_words_of_the_wrong_kind_are_named():
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_judges_asks_for_no_client():

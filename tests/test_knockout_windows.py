@@ -254,7 +254,11 @@ def test_the_demos_text_reads_the_objects_own_tokens(demo):
 
 
 def test_the_control_is_as_large_as_the_cut_and_beside_it(monkeypatch):
-    """What is swept: each cut and its control, with the same target and size."""
+    """What is swept: each cut and its control, with the same target and size.
+
+    A cut of more than half the image has no random set without its own tokens, and no
+    twin is run for it.
+    """
     from mechvlm.analyses.knockout_table import accuracy
 
     swept = []
@@ -269,14 +273,23 @@ def test_the_control_is_as_large_as_the_cut_and_beside_it(monkeypatch):
     table = mv.knockout_accuracy(vlm, [item(0, cells=(0, 1))], windows={"x": range(1)})
     image = vlm.prompt(planted.QUESTION, scene(0)).layout["image"]
     at = iter(swept)
+    controlled = []
     for name in table["cut"].values:
-        ours, theirs = next(at), next(at)
+        ours = next(at)
+        alone = 2 * len(ours.source) > len(image)
+        assert np.isnan(table["control_change"].sel(cut=name)).all() == alone
+        assert table["n_control"].sel(cut=name).item() == (not alone)
+        if alone:
+            continue
+        theirs = next(at)
+        controlled.append(name)
         assert ours.target == theirs.target
         assert len(ours.source) == len(theirs.source)
         assert not theirs.source - image
-        if 2 * len(ours.source) <= len(image):
-            assert not ours.source & theirs.source, name
+        assert not ours.source & theirs.source, name
     assert next(at, None) is None
+    assert {"object->last", "object+1->last"} <= set(controlled)
+    assert 0 < len(controlled) < table.sizes["cut"]
 
 
 def test_cuts_that_only_some_items_have_say_how_many():

@@ -1,6 +1,7 @@
 """The judge that asks a language model, against a server that this test runs itself."""
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -365,11 +366,49 @@ def test_case_and_repetition_are_forgiven(server, make):
         ({"max_retries": -1}, "max_retries=-1"),
         ({"timeout_s": 0}, "timeout_s=0"),
         ({"max_malformed": -1}, "max_malformed=-1"),
+        ({"cache": ""}, "cache='': wanted a folder"),
+        ({"cache": "  "}, "cache='  ': wanted a folder"),
+        ({"base_url": ""}, "base_url='': wanted an address that begins with http"),
+        ({"base_url": "localhost:8000/v1"}, "wanted an address that begins with http"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(make, more, told):
     with pytest.raises(JudgeError, match=told):
         make(**more)
+
+
+def test_a_model_without_a_name_is_refused(server, tmp_path):
+    with pytest.raises(JudgeError, match="model='': wanted the name"):
+        LLMJudge("", base_url=server.url, cache=tmp_path)
+
+
+WRONG_KINDS = """
+from mechvlm.errors import ArgumentError
+from mechvlm.judges import LLMJudge
+url = "http://localhost:8000/v1"
+for given, told in [
+    (lambda: LLMJudge(None, base_url=url, cache="kept"), "model is None (NoneType)"),
+    (lambda: LLMJudge("m", base_url=8000, cache="kept"), "base_url is 8000 (int)"),
+    (lambda: LLMJudge("m", base_url=url, cache=None), "cache is None (NoneType)"),
+]:
+    try:
+        given()
+    except ArgumentError as error:
+        assert told in str(error), error
+    else:
+        raise AssertionError(told)
+"""
+
+
+def test_names_of_the_wrong_kind_are_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_KINDS],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_client_is_told_with_how_to_get_it(make, monkeypatch):

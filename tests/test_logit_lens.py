@@ -94,9 +94,9 @@ def test_every_object_has_its_rate_its_layer_and_its_control(circuit):
     np.testing.assert_array_equal(found["hit_rate"], [truth.lens] * 3)
     assert float(found["control_rate"].max() + found["background_rate"].max()) == 0
     assert found["n_tokens"].values.tolist() == [3, 2, 1]
-    assert found["mean_best_rate"].values.tolist() == [1, 1, 1, 3]
+    assert found["mean_best_rate"].values[[0, 3]].tolist() == [1, 3]
     first = truth.lens.index(1.0)
-    assert found["mean_best_layer"].values.tolist() == [first] * 3 + [3]
+    assert found["mean_best_layer"].values[[0, 3]].tolist() == [first, 3]
     assert found["best_rate_over_control"].sel(estimate="mean") == 1
     assert 0 < found["best_rate_over_control"].attrs["p"] < 1
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mechvlm.errors import ArgumentError
 from mechvlm.matching import begins, mentions, names, words, yes_or_no
 
 LEONARDO = ["Leonardo da Vinci", "Leonardo di ser Piero"]
@@ -80,6 +81,15 @@ def test_begins_and_yes_or_no():
         None,
         None,
     ]
+
+
+@pytest.mark.parametrize("matcher", [begins, mentions, names])
+@pytest.mark.parametrize("golds", ["parrot", ""])
+def test_one_string_for_several_golds_is_refused(matcher, golds):
+    """Its letters would be names, and "a" is said in most answers."""
+    with pytest.raises(ArgumentError, match=r"letter by letter; wanted \("):
+        matcher("a red circle", golds)
+    assert not matcher("a red circle", ["parrot"])
 
 
 @given(st.text())

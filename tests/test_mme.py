@@ -189,6 +189,15 @@ def test_the_model_itself_answers_with_the_picture(demo, tmp_path):
     assert kept["said"].values.tolist() == [answer(x) for x in asked["existence"]]
 
 
+def test_questions_that_tables_could_not_tell_apart_are_refused(demo):
+    two = [Item("a.png", "?", "Yes", id="same"), Item("a.png", "!", "No", id="same")]
+    with pytest.raises(mv.PromptError, match=r"2 items share ids \['same'\]"):
+        mv.mme(demo, {"color": two}, answerer=lambda item: "yes")
+    one, other = ([Item("a.png", "?", x, id=x) for x in ("Yes", "No")] for _ in "ab")
+    with pytest.raises(mv.PromptError, match=r"4 items share ids \['No', 'Yes'\]"):
+        mv.mme(demo, {"color": one, "count": other}, answerer=lambda item: "yes")
+
+
 def test_what_cannot_be_scored(demo):
     yes, no = Item("a.png", "?", "Yes"), Item("a.png", "!", "No")
 

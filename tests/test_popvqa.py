@@ -8,7 +8,7 @@ import tiny
 
 import mechvlm as mv
 from mechvlm.datasets import popvqa
-from mechvlm.errors import DatasetError, MechVLMWarning
+from mechvlm.errors import ArgumentError, DatasetError, MechVLMWarning
 
 COLUMNS = ("type", "s_uri", "subject", "aliases", "path", "resized_path")
 ASKED = ("s_uri", "question", "question_for_image", "possible_answers", "relation")
@@ -133,6 +133,8 @@ def test_what_is_taken_can_be_chosen(folder):
     images = folder / "elsewhere"
     found = popvqa.read(folder, entities="who.csv", questions="what.csv", images=images)
     assert found[2].image == images / "small/c.jpg"
+    with pytest.raises(ArgumentError, match="kinds is the one string 'celebrity'"):
+        popvqa.read(folder, kinds="celebrity")
     with pytest.raises(
         DatasetError, match=r"kinds \['bird'\]: .* brand, celebrity, lan"
     ):

@@ -106,18 +106,20 @@ def test_resampling_says_the_donors_word(circuit):
 
 
 def test_the_control_is_of_equal_size_and_paired():
-    """Controls that can only be the object itself, or never it, are known."""
+    """Controls that can only be the object's own tokens, or never them, are known."""
     vlm = hooked()
     call = {"metric": readings.vqa(), "value": "resample", "n_random": 3}
-    same = mv.token_ablation(vlm, DIGITS, {"object": OBJECT}, pool=OBJECT, **call)
-    assert (float(same.control[0, 0]), float(same.excess[0, 0])) == (1, 0)
-    assert float(same.log_p_control[0, 0]) == near(float(same.log_p_change[0, 0]))
+    three = Selector("three", lambda v, p, item: Positions.of(range(7, 10)))
+    same = mv.token_ablation(vlm, DIGITS, {"three": three}, pool=OBJECT, **call)
+    whole = mv.token_ablation(vlm, DIGITS, {"object": OBJECT}, **call)
+    assert (float(same.control[0, 0]), int(same.n_control[0, 0])) == (1, 4)
+    assert float(same.log_p_control[0, 0]) == near(float(whole.log_p_change[0, 0]))
     away = selecting.background_tokens()
     other = mv.token_ablation(vlm, DIGITS, {"object": OBJECT}, pool=away, **call)
     assert float(other.log_p_control[0, 0]) == near(0)
-    numbers = ("control", "excess", "excess_low", "excess_high", "p", "n_tokens")
+    numbers = ("control", "excess", "p", "n_tokens", "n_control")
     found = [float(other[name][0, 0]) for name in numbers]
-    assert found == [0, 1, 1, 1, 0.125, 3]  # four pairs of one sign: 2 / 2**4
+    assert found == [0, 1, 0.125, 3, 4]  # four pairs of one sign: 2 / 2**4
     assert other.item_control_right.values.tolist() == [[[1]] * 4]
     low, high = float(other.decrease_low[0, 0]), float(other.decrease_high[0, 0])
     assert (low, high) == (pytest.approx(4 / (4 + 1.96**2), abs=1e-3), 1)  # Wilson
@@ -186,7 +188,8 @@ def test_trap_06_tokens_are_replaced_in_the_prompt_alone(kind):
         for j, selector in enumerate(sets.values()):
             at = list(selector(vlm, prompt, each))
             text, logits = spoken(vlm, prompt, at, vector, 4)
-            assert heard_after[4 * i + 2 * j] == text
+            # An item's arms: object, its random set, and the image, which has none.
+            assert heard_after[3 * i + 2 * j] == text
             change = logits.log_softmax(-1)[red] - clean.log_softmax(-1)[red]
             found = float(lost.item_log_p_change[0, i, j])
             assert found == pytest.approx(float(change), abs=1e-4)
@@ -372,7 +375,7 @@ def test_items_are_grounded_that_need_their_target():
 
 def test_what_cannot_be_ablated_is_refused(monkeypatch):
     vlm, metric = hooked(), readings.vqa()
-    same = [digit(0), digit(0)]  # two objects, drawn alike
+    same = [digit(0), digit(0, id="again")]  # two objects, drawn alike
     for items, sets, more, told in [
         ([], SETS, {}, "items is empty"),
         (DIGITS, {}, {}, "sets is empty"),
@@ -383,6 +386,8 @@ def test_what_cannot_be_ablated_is_refused(monkeypatch):
     ]:
         with pytest.raises(InterventionError, match=told):
             mv.token_ablation(vlm, items, sets, **({"metric": metric} | more))
+    with pytest.raises(PromptError, match=r"2 items share ids \['zero'\]"):
+        mv.token_ablation(vlm, [digit(0), digit(0)], SETS, metric=metric)
     with pytest.raises(MissingImageError, match="no image was given"):
         mv.mean_token(vlm, [])
     with pytest.raises(MissingImageError, match="no image was given"):

@@ -286,3 +286,19 @@ def test_trap_20_the_input_of_a_layer_is_the_output_of_the_one_before(asked):
         torch.testing.assert_close(into, hidden[layer][0], **CLOSE)
         if layer:
             assert torch.equal(into, found[Site("resid_post", layer - 1)])
+
+
+@torch.no_grad()
+def test_trap_15_transformers_own_capture_hooks_are_no_hooks_of_the_users():
+    """Asked once for attentions, transformers leaves sleeping hooks on every layer."""
+    vlm = mv.HookedVLM(*tiny.build(attention="eager"))
+    prompt = tiny.ask(vlm, "what color")
+    before = run(vlm, prompt, cut_image(prompt))
+    plain(vlm, prompt, output_attentions=True, output_hidden_states=True)
+    layers = vlm.hf_model.model.language_model.layers
+    assert any(module._forward_hooks for module in layers.modules())
+    assert not vlm.has_hooks
+    torch.testing.assert_close(run(vlm, prompt, cut_image(prompt)), before, **CLOSE)
+    handle = layers[0].register_forward_hook(lambda *_: None)
+    assert vlm.has_hooks
+    handle.remove()

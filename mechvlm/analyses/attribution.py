@@ -55,6 +55,7 @@ def integrated_gradients(
         "totals", the sum over each group of the layout.
 
     Raises:
+        ArgumentError: `metric` is no metric, or `at` neither a group nor positions.
         InterventionError: There is no position or step, or the baseline does not fit.
         MetricError: The metric has no gradient.
 
@@ -103,6 +104,7 @@ def gradient_x_input(
         As `integrated_gradients`.
 
     Raises:
+        ArgumentError: `metric` is no metric, or `at` neither a group nor positions.
         InterventionError: There is no position, or the baseline does not fit.
         MetricError: The metric has no gradient.
 

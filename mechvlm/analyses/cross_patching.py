@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import SupportsInt
 
 import numpy as np
 import xarray as xr
@@ -18,9 +19,10 @@ from mechvlm.models.generation import Generation
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.posing import Arms, answered, first_word, ids_of, placed, shares
 from mechvlm.progress import bar_of
-from mechvlm.prompts import Prompt
+from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record, shared
 from mechvlm.sites import Site
+from mechvlm.wanted import one, several, words_of
 
 __all__ = ["Swap", "cross_patch"]
 
@@ -49,8 +51,12 @@ class Swap:
     id: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a swap that could not be read off any answer."""
-        for side, given in (("original", self.original), ("injected", self.injected)):
+        """Refuse a swap that could not be read off any answer, and strings as lists."""
+        for side, prompt in (("target", self.target), ("donor", self.donor)):
+            one(prompt, (Prompt, Run), f"Swap.{side}", "vlm.prompt(text, image)")
+        for side, names_ in (("original", self.original), ("injected", self.injected)):
+            given = words_of(names_, f"Swap.{side}")
+            object.__setattr__(self, side, given)
             if not given or not all(name.strip() for name in given):
                 raise PromptError(
                     f"Swap.{side} of {self.id!r} is {given!r}; wanted the names that"
@@ -94,7 +100,7 @@ def cross_patch(
         vlm: The model.
         swaps: What is exchanged for what.
         at: What is exchanged: a group of the layout, or positions that mean the same in
-            every prompt.
+            every target and every donor.
         layers: Layers at whose input to exchange; None takes all.
         max_new_tokens: Longest answer, in tokens.
         matcher: Whether an answer, without its prompt, names one of several names.
@@ -106,17 +112,20 @@ def cross_patch(
         names what the target or the donor shows, with Wilson intervals ("_low",
         "_high"). Over (swap, layer): "says_original", "says_injected", "said", and
         "p_original", "p_injected", the probability that the first token is one of those
-        names, nan where none is a single token. The same with "_clean" over `swap` are
-        the target with nothing exchanged, and "donor_said", "donor_right" the donor's
-        own answer: without it the injected name could not be expected. "critical_layer"
-        is the first swept layer from which on, in every later one too, "original" is
-        above "injected"; nan if it is not so in the last one.
+        names in one of its spellings, nan where none is a single token. The same with
+        "_clean" over `swap` are the target with nothing exchanged, and "donor_said",
+        "donor_right" the donor's own answer: without it the injected name could not be
+        expected. "critical_layer" is the first swept layer from which on, in every
+        later one too, "original" is above "injected"; nan if it is not so in the last
+        one.
 
     Raises:
+        ArgumentError: An argument is of another kind, such as one swap for several.
         PromptError: There is no swap, or ids are not unique.
         PairError: Target and donor have not as many positions of `at`, their image
-            grids differ, or a name counts as both.
-        InterventionError: A prompt has no position of `at`.
+            grids differ, or a name counts as both; or `at` are positions, and the
+            layouts of targets and donors differ.
+        InterventionError: A prompt has no position of `at`, or ends before.
         LayerError: A layer does not exist.
 
     Paper: Cohen et al. 2024, arXiv:2412.14133 (replacement by another entity).
@@ -133,12 +142,18 @@ def cross_patch(
         >>> curves["original"].dims, curves["p_injected"].sizes["layer"]
         (('layer',), 8)
     """
+    swaps = several(swaps, Swap, "swaps", "[Swap(target, donor, original, injected)]")
     labels = ids_of([swap.id for swap in swaps], "swap")
     chosen = _layers(vlm, layers)
     places = [
         _matched(swap, at, matcher, name)
         for swap, name in zip(swaps, labels, strict=True)
     ]
+    if isinstance(at, Positions):
+        first = prompt_of(swaps[0].target)
+        for swap in swaps:
+            check_pair(first, prompt_of(swap.target))
+            check_pair(first, prompt_of(swap.donor))
     words = False if progress is False else "cross patching"
     with bar_of(len(swaps), words) as bar:
         told = []
@@ -159,7 +174,10 @@ def cross_patch(
 
 def _layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:
     n_layers = vlm.cfg.n_layers
-    chosen = sorted(set(range(n_layers) if layers is None else layers))
+    given = range(n_layers) if layers is None else layers
+    wanted: list[SupportsInt]
+    wanted = several(given, (int, np.integer), "layers", "[0, 3], or range(4)")
+    chosen = sorted({int(layer) for layer in wanted})
     beyond = [layer for layer in chosen if not 0 <= layer < n_layers]
     if beyond or not chosen:
         raise LayerError(
@@ -205,14 +223,14 @@ def _swapped(
     places: Sequence[tuple[Positions, Positions]],
     layers: Sequence[int],
     max_new_tokens: int,
-) -> Iterator[tuple[Swap, list[Generation], Generation]]:
+) -> Iterator[tuple[Swap, list[Generation], str]]:
     """Each swap, what its target says, and what its donor says by itself.
 
     A donor is run once and let go after its last swap; a target is run once for swaps
     that follow one another.
     """
     last_use = {id(swap.donor): place for place, swap in enumerate(swaps)}
-    donors: dict[int, tuple[Run, Generation]] = {}
+    donors: dict[int, tuple[Run, str]] = {}
     target, own = swaps[0].target, shared(vlm, swaps[0].target)
     for place, (swap, (to, from_)) in enumerate(zip(swaps, places, strict=True)):
         if swap.target is not target:
@@ -228,9 +246,9 @@ def _swapped(
 
 def _donor(
     vlm: HookedVLM, donor: Prompt | Run, layers: Sequence[int], max_new_tokens: int
-) -> tuple[Run, Generation]:
+) -> tuple[Run, str]:
     """What is taken from the donor, and what it says by itself."""
-    spoken = vlm.generate(donor, max_new_tokens=max_new_tokens)
+    spoken = vlm.generate(donor, max_new_tokens=max_new_tokens).text
     if isinstance(donor, Run):
         return donor, spoken
     return record(vlm, donor, [Site("resid_pre", x) for x in layers]), spoken
@@ -240,7 +258,7 @@ def _read(
     vlm: HookedVLM,
     swap: Swap,
     made: Sequence[Generation],
-    donor: Generation,
+    donor: str,
     matcher: Matcher,
 ) -> _Told:
     return _Told(
@@ -249,8 +267,8 @@ def _read(
         np.array([matcher(one.text, swap.injected) for one in made], dtype=bool),
         first_word(vlm, swap.original, made),
         first_word(vlm, swap.injected, made),
-        donor.text,
-        matcher(donor.text, swap.injected),
+        donor,
+        matcher(donor, swap.injected),
     )
 
 

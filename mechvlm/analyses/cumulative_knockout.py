@@ -15,6 +15,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.posing import Arms, Posed, outcome, tables
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
+from mechvlm.wanted import several
 
 __all__ = ["cumulative_knockout"]
 
@@ -55,17 +56,19 @@ def cumulative_knockout(
         interval of 95 % ("_low", "_high"): "rate", the fraction of items answered
         right; "kept" and "gained", the same of items that are right or wrong in the
         clean run, nan if there are none; "change", the rate minus the clean run's, item
-        by item, 0 where the cut changes nothing. Over (item, n_cut): "right", "said",
-        and "p", the probability that the first token is a right answer, nan where no
-        answer is a single token. Over `item`, with "_clean", the same with nothing
-        done. The coordinate "layer" of `n_cut` is the cut layer farthest from where the
-        cutting began, -1 where none is cut.
+        by item, 0 where the cut changes nothing, without interval (nan) for fewer than
+        six items. Over (item, n_cut): "right", "said", and "p_answer", the probability
+        that the first token is a right answer in one of its spellings, nan where none
+        is a single token. Over `item`, with "_clean", the same with nothing done. The
+        coordinate "layer" of `n_cut` is the cut layer farthest from where the cutting
+        began, -1 where none is cut.
 
     Raises:
+        ArgumentError: What is posed is no list of `Posed`.
         PromptError: There is no item, or ids are not unique.
         PairError: `source` are positions, and the prompts' layouts differ.
-        InterventionError: A prompt has no position of `source`, or no text behind it;
-            the direction is unknown.
+        InterventionError: A prompt has no position of `source`, ends before, or has no
+            text behind it; the direction is unknown.
         BlindRowError: A cut leaves a row nothing to read.
 
     Paper: Cohen et al. 2024, arXiv:2412.14133, appendix (knockout of attention).
@@ -79,6 +82,7 @@ def cumulative_knockout(
         >>> cut["rate"].dims, cut.sizes["n_cut"], bool(cut["change"][0] == 0)
         (('n_cut',), 9, True)
     """
+    posed = several(posed, Posed, "posed", '[Posed(prompt, ("red",))]')
     n_layers = vlm.cfg.n_layers
     counts = range(1, n_layers + 1)
     if direction == "top-down":

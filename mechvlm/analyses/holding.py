@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, SupportsInt
 
 import numpy as np
 import xarray as xr
@@ -22,10 +22,13 @@ from mechvlm.posing import Arms, Posed, clean_run, outcome, stream, tables
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.sites import Site
+from mechvlm.wanted import several
 
 __all__ = ["back_patch", "freeze"]
 
 PAPER = "arXiv:2412.14133"
+
+_POSED = '[Posed(prompt, ("red",))]'
 
 _UNTIL = 20 / 32
 """The paper's last frozen layer, of the layers of its first model."""
@@ -72,15 +75,17 @@ def freeze(
         Over `source`, each with an interval of 95 % ("_low", "_high"): "rate", the
         fraction of items answered right; "kept" and "gained", the same of items that
         are right or wrong in the clean run, nan if there are none; "change", the rate
-        minus the clean run's, item by item, 0 where freezing changes nothing. Over
-        (item, source): "right", "said", and "p", the probability that the first token
-        is a right answer, nan where no answer is a single token. Over `item`, with
-        "_clean", the same with nothing done.
+        minus the clean run's, item by item, 0 where freezing changes nothing, without
+        interval (nan) for fewer than six items. Over (item, source): "right", "said",
+        and "p_answer", the probability that the first token is a right answer in one of
+        its spellings, nan where none is a single token. Over `item`, with "_clean", the
+        same with nothing done.
 
     Raises:
+        ArgumentError: An argument is of another kind, such as one layer for several.
         PromptError: There is no item, or ids are not unique.
         PairError: `at` are positions, and the prompts' layouts differ.
-        InterventionError: A prompt has no position of `at`.
+        InterventionError: A prompt has no position of `at`, or ends before.
         LayerError: A layer does not exist, or a source lies behind `until`.
 
     Paper: Cohen et al. 2024, arXiv:2412.14133 (freezing of image tokens).
@@ -91,9 +96,10 @@ def freeze(
         >>> ask = vlm.prompt("how many objects are there ?", scene.image)
         >>> posed = [mv.Posed(ask, ("one",))]
         >>> held = mv.freeze(vlm, posed, sources=[0, 5], until=5, max_new_tokens=2)
-        >>> held["rate"].dims, bool(held["p"][0, 1] == held["p_clean"][0])
+        >>> held["rate"].dims, bool(held["p_answer"][0, 1] == held["p_answer_clean"][0])
         (('source',), True)
     """
+    posed = several(posed, Posed, "posed", _POSED)
     last = vlm.cfg.n_layers - 1
     end = min(last, round(vlm.cfg.n_layers * _UNTIL)) if until is None else until
     if not 0 <= end <= last:
@@ -158,13 +164,15 @@ def back_patch(
 
     Returns:
         As `freeze`, over (source, target) and (item, source, target): "rate", "kept",
-        "gained", "change" with intervals of 95 %, "right", "said", "p". Cells with a
-        source before the target are not run: nan, and "" in "said".
+        "gained", "change" with intervals of 95 %, "right", "said", "p_answer". Cells
+        with a source before the target are not run: nan, and "" in "said".
 
     Raises:
+        ArgumentError: An argument is of another kind, such as one layer for several.
         PromptError: There is no item, or ids are not unique.
         PairError: `at` are positions, and the prompts' layouts differ.
-        InterventionError: A prompt has no position of `at`, or `later` is unknown.
+        InterventionError: A prompt has no position of `at` or ends before, or `later`
+            is unknown.
         LayerError: A layer or window does not exist, or no source reaches a target.
 
     Paper: Cohen et al. 2024, arXiv:2412.14133 (its hypothesis); the method as Nikankin
@@ -180,6 +188,7 @@ def back_patch(
         >>> grid["rate"].dims, bool(grid["rate"].isnull().sel(source=1, target=2))
         (('source', 'target'), True)
     """
+    posed = several(posed, Posed, "posed", _POSED)
     if later not in ("recomputed", "clean"):
         raise InterventionError(f"later={later!r}: wanted 'recomputed' or 'clean'.")
     froms, tos = _sides(vlm.cfg.n_layers, sources, targets, window)
@@ -284,7 +293,9 @@ def _sides(
 
 
 def _layers(what: str, layers: Sequence[int] | range, top: int) -> list[int]:
-    chosen = sorted(set(layers))
+    given: list[SupportsInt]
+    given = several(layers, (int, np.integer), what, "[0, 3], or range(4)")
+    chosen = sorted({int(layer) for layer in given})
     beyond = [layer for layer in chosen if not 0 <= layer <= top]
     if beyond or not chosen:
         raise LayerError(

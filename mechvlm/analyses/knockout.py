@@ -9,13 +9,14 @@ import xarray as xr
 
 from mechvlm.axes import labelled
 from mechvlm.engine import intervene
-from mechvlm.errors import InterventionError, LayerError
+from mechvlm.errors import ArgumentError, InterventionError, LayerError, TokenError
 from mechvlm.interventions import NOTHING, Knockout
 from mechvlm.layout import Positions
 from mechvlm.metrics import probability, probability_change
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
+from mechvlm.wanted import mapping_to, one
 
 __all__ = ["knockout_windows"]
 
@@ -67,7 +68,8 @@ def knockout_windows(
         BlindRowError: A cut leaves a row nothing to read.
         InterventionError: There is no cut or window, one names no position or layer, or
             both `windows` and `width` or `mode` are given.
-        TokenError: The answer is not exactly one token.
+        TokenError: The answer is not exactly one token, or no token has this id.
+        ArgumentError: A cut is no pair, or `answer` neither a word nor an id.
         LayerError: The width is not a number of layers.
         MetricError: The clean run gives the answer no probability.
 
@@ -82,11 +84,12 @@ def knockout_windows(
         >>> drop.dims, drop.sizes["layer"]
         (('cut', 'layer'), 8)
     """
+    cuts = _pairs(cuts)
     if not cuts:
         raise InterventionError(
             'no cut is given; wanted {"image->last": ("last", "image")}.'
         )
-    token = vlm.to_single_token(answer) if isinstance(answer, str) else answer
+    token = _token(vlm, answer)
     n_layers = vlm.cfg.n_layers
     how: dict[str, str | int] = {"mode": mode if windows is None else "named"}
     if windows is None:
@@ -121,6 +124,40 @@ def knockout_windows(
             {"layer": range(n_layers)} if windows is None else {"window": list(windows)}
         ),
     ).assign_coords({} if windows is None else _ends(ranges))
+
+
+def _pairs(cuts: Mapping[str, Cut]) -> Mapping[str, Cut]:
+    """Cuts by name, each of which is a pair: a string would be read letter by letter.
+
+    Raises:
+        ArgumentError: They are not that.
+    """
+    pairs = mapping_to(cuts, tuple, "cuts", '{"image->last": ("last", "image")}')
+    for name, pair in pairs.items():
+        if len(pair) != 2:
+            raise ArgumentError(
+                f"cuts[{name!r}] has {len(pair)} parts; wanted (target, source), as in"
+                ' ("last", "image").'
+            )
+        for side in pair:
+            one(side, (str, Positions), f"a side of cuts[{name!r}]", "a group's name")
+    return cuts
+
+
+def _token(vlm: HookedVLM, answer: str | int) -> int:
+    """The answer's token id.
+
+    Raises:
+        TokenError: There is none, or not exactly one.
+    """
+    one(answer, (str, int), "answer", '"red", or a token id')
+    if isinstance(answer, str):
+        return vlm.to_single_token(answer)
+    if not 0 <= answer < vlm.cfg.d_vocab:
+        raise TokenError(
+            f"token id {answer} is outside the vocabulary, 0..{vlm.cfg.d_vocab - 1}."
+        )
+    return answer
 
 
 def _width(n_layers: int) -> int:

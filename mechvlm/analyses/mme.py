@@ -14,8 +14,10 @@ from mechvlm.errors import MetricError
 from mechvlm.items import Item, by_picture
 from mechvlm.matching import yes_or_no
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.posing import ids_of
 from mechvlm.progress import bar_of
 from mechvlm.statistics import share_of
+from mechvlm.wanted import mapping_to, several
 
 __all__ = ["mme"]
 
@@ -51,11 +53,15 @@ def mme(
         pictures with both answers right, 0.25 where answers are tosses; both with
         Wilson's interval (".._low", ".._high"); "n_questions", "n_images", and
         "unparsed", answers that begin with neither yes nor no, which count as wrong. By
-        item: "said" and "correct", with the coordinates "subset" and "image". The
+        item: "said" and "correct", with the coordinates "item_subset", the name of the
+        item's subset, and "item_image", which of the subset's pictures it is about. The
         attributes "mean_acc" and "mean_acc_plus" are means over subsets, each of the
         same weight.
 
     Raises:
+        ArgumentError: There is a list in place of subsets by name, or one item in place
+            of a list.
+        PromptError: Two items share an id.
         MetricError: There is no item, a picture has not two questions, or an answer
             that should be right is neither yes nor no.
 
@@ -72,9 +78,13 @@ def mme(
         >>> score = mv.mme(vlm, {"existence": two})
         >>> int(score["n_questions"][0]), int(score["n_images"][0])
         (2, 1)
+        >>> score["said"]["item_subset"].values.tolist()
+        ['existence', 'existence']
     """
-    every = [item for asked in items.values() for item in asked]
-    pairs = _pairs(items)
+    asked = _listed(items)
+    every = [item for of_subset in asked.values() for item in of_subset]
+    pairs = _pairs(asked)
+    names = ids_of([item.id for item in every], "item")
     answer = answerer or partial(_naive, vlm, max_new_tokens)
     said = []
     with bar_of(len(every), False if progress is False else "MME") as bar:
@@ -86,7 +96,6 @@ def mme(
     right = np.array([a == b for a, b in zip(read, gold, strict=True)])
     unparsed = np.array([each is None for each in read])
     label = partial(labelled, paper=PAPER)
-    names = [item.id or str(at) for at, item in enumerate(every)]
     found = {
         "said": label(said, name="said", units="words", item=names),
         "correct": label(
@@ -108,6 +117,16 @@ def mme(
         item_subset=("item", [name for name, _ in places]),
         item_image=("item", [k for _, k in places]),
     )
+
+
+def _listed(items: Mapping[str, Sequence[Item]]) -> dict[str, list[Item]]:
+    """Subset -> its questions, if they are given so."""
+    shown = '{"existence": [Item(image, question, "Yes"), ...]}'
+    by_name = mapping_to(items, (list, tuple), "items", shown)
+    return {
+        subset: several(asked, Item, f"items[{subset!r}]", shown)
+        for subset, asked in by_name.items()
+    }
 
 
 def _naive(vlm: HookedVLM, max_new_tokens: int, item: Item) -> str:

@@ -16,6 +16,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.progress import bar_of
 from mechvlm.readings import Ask
 from mechvlm.statistics import mean_of, paired, share_of
+from mechvlm.wanted import one, several
 
 __all__ = ["modality_gap"]
 
@@ -66,12 +67,14 @@ def modality_gap(
         `question`: what was asked, said and right both ways, of recognised entities;
         coordinate "entity_id". Without dimension: "gap", the mean over recognised
         entities of accuracy by name minus by picture (0: no gap, 1: everything by name
-        and nothing by picture), with its bootstrap interval "gap_low", "gap_high" and
+        and nothing by picture), with its bootstrap interval "gap_low", "gap_high", nan
+        for fewer than six recognised entities, and
         "wilcoxon_p", the p value of Wilcoxon's signed-rank test of the pairs;
         "mean_by_name", "mean_by_picture" and "recognised_rate" with intervals;
         "n_recognised" and "n".
 
     Raises:
+        ArgumentError: An argument is of another kind, such as a string for an `Ask`.
         PromptError: There is no entity, two share an id, one has no fact or a fact no
             answer, or a question is missing or one too many.
         MetricError: Nobody is recognised.
@@ -89,6 +92,10 @@ def modality_gap(
         >>> int(found["n"]), bool(-1 <= found["gap"] <= 1)
         (1, True)
     """
+    fix = "[Entity(name, image, (Fact(...),))]"
+    entities = several(entities, Entity, "entities", fix)
+    one(identify, Ask, "identify", 'Ask("Who is this ?")')
+    one(answer, Ask, "answer", "Ask(max_new_tokens=20)")
     ids = _checked(entities, identify, answer)
     said = _recognition(vlm, entities, identify, progress)
     known = [

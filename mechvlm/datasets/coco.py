@@ -54,8 +54,8 @@ def read(
     Returns:
         Items whose answer and target is the category's name. `objects` holds a mask of
         every object, by the name of its category, and "person 2" for the second of a
-        kind; `id` is COCO's id of the picture. A mask takes a byte per pixel, about
-        0.3 MB.
+        kind (`mechvlm.items.class_of` gives "person" for both); `id` is COCO's id of
+        the picture. A mask takes a byte per pixel, about 0.3 MB.
 
     Raises:
         DatasetError: A file is missing, is no instances file of COCO, or does not fit

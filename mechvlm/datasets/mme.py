@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mechvlm.errors import DatasetError
 from mechvlm.items import Item
+from mechvlm.wanted import words_of
 
 __all__ = ["PERCEPTION", "read"]
 
@@ -40,6 +41,7 @@ def read(
         and an `id` of subset, picture and line.
 
     Raises:
+        ArgumentError: The subsets are one string.
         DatasetError: A folder is missing or empty, a picture has no text or a text no
             picture, or a text has other lines.
 
@@ -62,7 +64,7 @@ def read(
             " for each subset."
         )
     there = sorted(each.name for each in folder.iterdir() if each.is_dir())
-    wanted = there if subsets is None else list(subsets)
+    wanted = there if subsets is None else list(words_of(subsets, "subsets"))
     missing = [name for name in wanted if name not in there]
     if missing or not wanted:
         raise DatasetError(

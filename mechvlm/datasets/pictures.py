@@ -22,15 +22,16 @@ def read(
     """The pictures of a folder, in the order of their names.
 
     Args:
-        folder: Where they lie; folders in it are not looked into.
+        folder: Where they lie; folders in it are not looked into, and hidden files are
+            not looked at.
         question: What every item asks.
-        limit: Most pictures to take; None takes all.
+        limit: Most pictures to take, 1 or more; None takes all.
 
     Returns:
         Items without answers or objects, their `id` the file's name.
 
     Raises:
-        DatasetError: The folder is missing or holds no picture.
+        DatasetError: The folder is missing or holds no picture, or none would be taken.
 
     Example:
         >>> import mechvlm as mv
@@ -42,10 +43,18 @@ def read(
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"{root} is no folder; wanted one that holds pictures.")
-    files = sorted(each for each in root.iterdir() if each.suffix.lower() in SUFFIXES)
+    if limit is not None and limit < 1:
+        raise DatasetError(f"limit={limit}: wanted 1 or more; None takes all pictures.")
+    files = sorted(each for each in root.iterdir() if _is_picture(each))
     if not files:
         raise DatasetError(
             f"{root} holds no picture ({', '.join(sorted(SUFFIXES))}). Pictures in"
             " folders inside it are not looked for."
         )
     return tuple(Item(file, question, id=file.name) for file in files[:limit])
+
+
+def _is_picture(file: Path) -> bool:
+    """Whether a file counts; a hidden twin of a picture, as some systems write, not."""
+    shown = not file.name.startswith(".")
+    return shown and file.suffix.lower() in SUFFIXES and file.is_file()

@@ -15,6 +15,7 @@ from typing import Literal
 
 from mechvlm.errors import DatasetError, MechVLMWarning
 from mechvlm.items import Entity, Fact
+from mechvlm.wanted import words_of
 
 __all__ = ["read"]
 
@@ -58,6 +59,7 @@ def read(
         Entities with `id` their s_uri and `kind` their type.
 
     Raises:
+        ArgumentError: The kinds are one string.
         DatasetError: A file, a column or a picture is missing, a list cannot be read, a
             question is about no entity of the file, or a type does not occur.
 
@@ -70,11 +72,12 @@ def read(
         ...
         mechvlm.errors.DatasetError: nowhere/entities.csv is not there...
     """
+    wanted_kinds = None if kinds is None else words_of(kinds, "kinds")
     root = Path(folder)
     rows = _rows(root / entities, (*_OF_ENTITY, picture))
     first = _once(rows, root / entities)
     facts = _facts(root / questions, set(first))
-    wanted = _of_kinds(list(first.values()), kinds, root / entities)
+    wanted = _of_kinds(list(first.values()), wanted_kinds, root / entities)
     asked = [row for row in wanted if row["s_uri"] in facts]
     if len(asked) < len(wanted):
         _warn(f"{len(wanted) - len(asked)} entities have no question and are left out.")

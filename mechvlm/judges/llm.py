@@ -12,6 +12,7 @@ from mechvlm.judges.cache import Cache
 from mechvlm.judges.endpoint import Endpoint
 from mechvlm.judges.prompting import PROMPT_VERSION, messages, verdict_of
 from mechvlm.judges.verdict import Verdict
+from mechvlm.wanted import one
 
 __all__ = ["LLMJudge", "Tally"]
 
@@ -42,6 +43,19 @@ class LLMJudge:
     it, and keeps it on disk, so that a comparison is paid for once. Even so two
     descriptions that say the same in other words do not quite reach 1: read every
     score beside that of the arm in which nothing was cut.
+
+    Any server that speaks OpenAI's protocol will do, such as one on this machine, and
+    nothing is sent anywhere else. With the server running, from a shell::
+
+        vllm serve path/to/model --port 8000 --served-model-name local
+
+    score descriptions by it, or score again those of an earlier run::
+
+        judge = mv.judges.LLMJudge(
+            "local", base_url="http://localhost:8000/v1", cache="judged")
+        found = mv.caption_knockout(vlm, prompts, judge=judge)
+        again = mv.rejudge(mv.open_result("captions.nc"), judge)
+        judge.tally  # how much was asked, and how much was known already
 
     Paper: Kaduri et al. 2024, arXiv:2411.17491 (the judge; the prompt is our own).
     """
@@ -81,6 +95,7 @@ class LLMJudge:
 
         Raises:
             JudgeError: The client is not installed, or an argument means nothing.
+            ArgumentError: A name or address is no string.
             OutputError: The cache folder cannot be made.
 
         Example:
@@ -91,6 +106,7 @@ class LLMJudge:
             >>> judge.tally.asked
             0
         """
+        _check_named(model, base_url, cache)
         if answers not in ("schema", "json", "text"):
             raise JudgeError(f"answers={answers!r}: wanted 'schema', 'json' or 'text'.")
         if max_retries < 0 or max_malformed < 0 or timeout_s <= 0:
@@ -172,3 +188,24 @@ class LLMJudge:
             " endpoint ignores response_format (try answers='json' or 'text'), or the"
             " model is too small for the task."
         ) from faults[-1]
+
+
+def _check_named(model: str, base_url: str, cache: str | Path) -> None:
+    """Refuse what names no model, no endpoint or no folder."""
+    one(model, str, "model", 'the name by which the endpoint knows it, "llama"')
+    one(base_url, str, "base_url", '"http://localhost:8000/v1"')
+    one(cache, (str, Path), "cache", 'a folder, cache="judged"')
+    if not model.strip():
+        raise JudgeError(
+            f"model={model!r}: wanted the name by which the endpoint knows it."
+        )
+    if not base_url.startswith(("http://", "https://")):
+        raise JudgeError(
+            f"base_url={base_url!r}: wanted an address that begins with http:// or"
+            ' https://, such as "http://localhost:8000/v1".'
+        )
+    if not str(cache).strip():
+        raise JudgeError(
+            f"cache={cache!r}: wanted a folder for the answers, such as"
+            ' cache="judged"; the working folder itself is cache=".".'
+        )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
+from itertools import groupby, pairwise
 from typing import NamedTuple, TypeAlias
 
 from mechvlm.errors import JudgeError
 from mechvlm.judges.coco import COCO, NO_OBJECTS
 from mechvlm.judges.verdict import Verdict
 from mechvlm.matching import words
+from mechvlm.wanted import several, words_of
 
 __all__ = ["Mention", "ObjectListJudge"]
 
@@ -35,7 +36,6 @@ _PLURALS = {
 _SAME = frozenset({"deer", "fish", "scissors", "sheep", "skis"})
 """Words whose plural is the word itself."""
 
-_WORD = re.compile(r"\w+")
 _BREAK = re.compile(r"[.,;:!?()\n]")
 """What no name of an object goes across."""
 
@@ -48,6 +48,14 @@ class Mention(NamedTuple):
     stop: int
 
 
+class _Word(NamedTuple):
+    """A word without case and accents, and the part of the text that it is of."""
+
+    plain: str
+    start: int
+    stop: int
+
+
 class ObjectListJudge:
     """Find the objects of a list in both descriptions, and compare the sets.
 
@@ -55,7 +63,8 @@ class ObjectListJudge:
     words, in singular or plural. The longest name wins: in "traffic light" there is no
     light, and in "hot dog" no dog. It counts once however often it is named, so "two
     dogs" and "a dog" are the same; an attribute matters only where it is part of the
-    name, as in "red circle".
+    name, as in "red circle". Case, accents and wide letters do not matter, as in
+    `matching.words`.
 
     It knows no context: "no cat" names a cat. A comparison by a language model is
     kinder to unusual words but noisier.
@@ -78,6 +87,7 @@ class ObjectListJudge:
         Raises:
             JudgeError: There is no object, a name has no word, or two objects share
                 one.
+            ArgumentError: The words are given as one string, or are none.
 
         Example:
             >>> judge = ObjectListJudge()
@@ -96,9 +106,13 @@ class ObjectListJudge:
         if vocabulary is None:
             vocabulary, ignoring = COCO, (*NO_OBJECTS, *ignoring)
         if not isinstance(vocabulary, Mapping):
-            vocabulary = dict.fromkeys(vocabulary, ())
-        self.vocabulary = {name: tuple(more) for name, more in vocabulary.items()}
-        self.ignoring = tuple(ignoring)
+            names = several(vocabulary, str, "vocabulary", '["red circle", "ring"]')
+            vocabulary = dict.fromkeys(names, ())
+        self.vocabulary = {
+            name: words_of(more, f"vocabulary[{name!r}]")
+            for name, more in vocabulary.items()
+        }
+        self.ignoring = words_of(ignoring, "ignoring")
         if not self.vocabulary:
             raise JudgeError(
                 "the vocabulary is empty, so that every description would agree with"
@@ -141,14 +155,14 @@ class ObjectListJudge:
         return tuple(self._found(text))
 
     def _found(self, text: str) -> Iterator[Mention]:
-        spoken = list(_WORD.finditer(text))
-        plain = [_plain(word.group()) for word in spoken]
+        spoken = list(_spoken(text))
+        plain = [word.plain for word in spoken]
         after = [_together(text, *pair) for pair in pairwise(spoken)]
         at = 0
         while at < len(spoken):
             n, name = self._longest_at(plain, after, at)
             if name is not None:
-                yield Mention(name, spoken[at].start(), spoken[at + n - 1].end())
+                yield Mention(name, spoken[at].start, spoken[at + n - 1].stop)
             at += n
 
     def _longest_at(
@@ -205,11 +219,23 @@ def _plural(word: str) -> str:
     return word + ("es" if word in ("potato", "tomato") else "s")
 
 
-def _plain(word: str) -> str:
-    """A single word as `matching.words` has it, whatever Unicode makes of it."""
-    return unicodedata.normalize("NFKC", word).casefold()
+def _spoken(text: str) -> Iterator[_Word]:
+    """The words of a text as `matching.words` has them, and where each stands."""
+    for is_word, chars in groupby(enumerate(text), lambda at: _of_a_word(at[1])):
+        if not is_word:
+            continue
+        (start, first), *rest = chars
+        stop = start + 1 + len(rest)
+        for plain in words(first + "".join(char for _, char in rest)):
+            yield _Word(plain, start, stop)
 
 
-def _together(text: str, word: re.Match[str], following: re.Match[str]) -> bool:
+@cache
+def _of_a_word(char: str) -> bool:
+    """Whether a word may hold it; marks belong to the letter before them."""
+    return bool(words(char)) or unicodedata.category(char).startswith("M")
+
+
+def _together(text: str, word: _Word, following: _Word) -> bool:
     """Whether nothing between two neighbouring words parts them."""
-    return _BREAK.search(text, word.end(), following.start()) is None
+    return _BREAK.search(text, word.stop, following.start) is None

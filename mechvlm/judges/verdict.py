@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from mechvlm.errors import JudgeError
 
-__all__ = ["Judge", "Verdict"]
+__all__ = ["Judge", "Verdict", "check_judge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +105,22 @@ class Judge(Protocol):
             reference: The description that it is held against.
         """
         ...
+
+
+def check_judge(given: object) -> None:
+    """Refuse what cannot compare descriptions, before any is made.
+
+    Raises:
+        JudgeError: It is no judge, or the class of one.
+    """
+    # A class has the names of its instances, so that it would pass for one.
+    if isinstance(given, type):
+        raise JudgeError(
+            f"judge is the class {given.__name__}; wanted a judge of it:"
+            f" judge={given.__name__}(...)."
+        )
+    if not isinstance(given, Judge):
+        raise JudgeError(
+            f"judge is {given!r} ({type(given).__name__}); wanted something with a"
+            " `name` and a `compare`, such as judges.ObjectListJudge()."
+        )

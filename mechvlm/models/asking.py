@@ -27,6 +27,7 @@ from mechvlm.models.generation import Generation, ends_of, longest
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.taps import taps
 from mechvlm.prompts import Prompt
+from mechvlm.wanted import one
 
 __all__ = ["Render", "ask", "follow_up", "question_ids"]
 
@@ -66,6 +67,7 @@ def ask(
         question (in group "query") and the answer ("generated").
 
     Raises:
+        ArgumentError: There is no context to ask, or the question is no string.
         EngineError: The context is another model's.
         PromptError: The question is empty or holds an image, or the chat template does
             not show how it is put.
@@ -82,6 +84,8 @@ def ask(
         >>> len(said.ids) == len(said.logits) > 0
         True
     """
+    one(context, Context, "context", "compressed_context(vlm, prompt, keep=0.05)")
+    one(question, str, "question", '"What color is the cat?"')
     _check_own(vlm, context)
     ids = question_ids(vlm, context.prompt, question, prefix=prefix, render=render)
     asked = context.prompt.extended(ids, ("",) * len(ids))

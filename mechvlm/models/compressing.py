@@ -14,14 +14,18 @@ from torch import Tensor
 
 from mechvlm.errors import LayoutError, MetricError, MissingImageError, PromptError
 from mechvlm.layout import Positions
-from mechvlm.models.context import Context, whole_context
+from mechvlm.models.context import Context, prompt_read, whole_context
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.rowwise.base import Based
 from mechvlm.prompts import Prompt
+from mechvlm.wanted import one
 
 __all__ = [
     "DESCRIPTION",
     "SELECTORS",
+    "Count",
     "Generated",
+    "Keep",
     "LastRow",
     "Norm",
     "Random",
@@ -35,6 +39,31 @@ __all__ = [
 
 DESCRIPTION = 300
 """Longest description, tokens, whose attention scores the image."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of positions, where a plain number would be a share of them.
+
+    Attributes:
+        n: The number, 0 or more.
+
+    Example:
+        >>> Count(28)
+        Count(n=28)
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        """Refuse what counts nothing."""
+        one(self.n, int, "Count", "Count(28)")
+        if self.n < 0:
+            raise LayoutError(f"Count({self.n}): wanted a number from 0 on.")
+
+
+Keep: TypeAlias = float | int | Count
+"""A share, 0 to 1 whether float or int; or a number of positions."""
 
 Selector: TypeAlias = Callable[[HookedVLM, Prompt], Tensor]
 """(model, prompt) -> a score of each image position in each layer `[layer image]`; the
@@ -122,9 +151,9 @@ SELECTORS: Mapping[str, Selector] = MappingProxyType(
 
 def compressed_context(
     vlm: HookedVLM,
-    prompt: Prompt,
+    prompt: Prompt | Based,
     *,
-    keep: float | int,
+    keep: Keep,
     select: Select = "generated",
     text: str | Positions = "prompt_text",
 ) -> Context:
@@ -136,9 +165,11 @@ def compressed_context(
 
     Args:
         vlm: The model.
-        prompt: The prompt, such as "Describe the image." about a picture.
-        keep: Image positions to keep in each layer: a float is a share of all of them,
-            0.0 to 1.0, rounded down; an int is their number. 0 keeps the text alone.
+        prompt: The prompt, such as "Describe the image." about a picture, or a run of
+            it, which is read again.
+        keep: Share of the image positions to keep in each layer, 0 to 1, rounded down:
+            1 and 1.0 keep them all, 0 keeps the text alone. A number of them is
+            `Count(28)`.
         select: What scores the image positions: "generated" (attention of up to 300
             steps of the model's answer to the prompt, averaged over heads and steps),
             "last" (attention of the prompt's last row), "norm" (length of the stream
@@ -152,6 +183,7 @@ def compressed_context(
         What `ask` asks. It holds keys and values until it is let go.
 
     Raises:
+        ArgumentError: `prompt` or `keep` is of another kind.
         MissingImageError: The prompt has no image.
         LayoutError: The number cannot be kept, nothing would be, or `text` names image
             positions.
@@ -164,15 +196,20 @@ def compressed_context(
         >>> import mechvlm as mv
         >>> vlm, image = mv.load("demo"), mv.scenes.sample(seed=0).image
         >>> prompt = vlm.prompt("describe the image .", image)
-        >>> context = mv.compressed_context(vlm, prompt, keep=4, select="last")
+        >>> keep = mv.Count(4)
+        >>> context = mv.compressed_context(vlm, prompt, keep=keep, select="last")
         >>> context.n_image, len(context.kept) == vlm.cfg.n_layers
         (4, True)
+        >>> half = mv.compressed_context(vlm, prompt, keep=0.5, select="last")
+        >>> half.n_image == len(prompt.layout["image"]) // 2
+        True
     """
+    prompt = prompt_read(prompt)
     n = n_kept(keep, prompt)
     # Nothing to choose: a description would be read for nothing.
     chosen = Random() if n in (0, len(prompt.layout["image"])) else select
     scores = image_scores(vlm, prompt, chosen)
-    return narrowed(whole_context(vlm, prompt), scores, keep=n, text=text)
+    return narrowed(whole_context(vlm, prompt), scores, keep=Count(n), text=text)
 
 
 def image_scores(
@@ -206,7 +243,7 @@ def narrowed(
     context: Context,
     scores: Float[Tensor, "layer image"],
     *,
-    keep: float | int,
+    keep: Keep,
     text: str | Positions = "prompt_text",
 ) -> Context:
     """The part of a whole context that the scores choose; see `compressed_context`.
@@ -226,22 +263,29 @@ def narrowed(
     return context.narrowed([Positions.of(image[x].tolist()) | always for x in best])
 
 
-def n_kept(keep: float | int, prompt: Prompt) -> int:
+def n_kept(keep: Keep, prompt: Prompt) -> int:
     """How many image positions a share or a number of them is.
 
     Raises:
+        ArgumentError: It is neither.
         MissingImageError: The prompt has no image.
         LayoutError: There are not so many.
     """
     n_image = _n_image(prompt)
-    top: float | int = 1.0 if isinstance(keep, float) else n_image
-    if isinstance(keep, bool) or not 0 <= keep <= top:
+    one(keep, (float, int, Count), "keep", "a share, keep=0.05, or keep=Count(28)")
+    if isinstance(keep, Count):
+        if keep.n > n_image:
+            raise LayoutError(
+                f"keep={keep!r}: wanted 0 to {n_image}, the image positions there are."
+            )
+        return keep.n
+    if isinstance(keep, bool) or not 0 <= keep <= 1:
         raise LayoutError(
-            f"keep={keep!r}: wanted a share of the image positions, 0.0 to 1.0, or"
-            f" their number, 0 to {n_image}."
+            f"keep={keep!r}: wanted a share of the {n_image} image positions, 0.0 to"
+            " 1.0. A number of them is Count(...), such as keep=Count(28)."
         )
-    # As the paper: 0.05 of 576 positions is 28.
-    return int(keep * n_image) if isinstance(keep, float) else keep
+    # As the paper: 0.05 of 576 positions is 28. But 0.29 of 100 is 29, not 28.999...
+    return int(round(keep * n_image, 6))
 
 
 def _n_image(prompt: Prompt) -> int:

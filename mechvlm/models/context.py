@@ -15,10 +15,12 @@ from transformers import DynamicCache
 from mechvlm.errors import LayoutError, PromptError
 from mechvlm.layout import Positions
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.rowwise.base import Based
 from mechvlm.models.taps import taps
 from mechvlm.prompts import Prompt
+from mechvlm.wanted import one
 
-__all__ = ["Context", "position_ids", "whole_context"]
+__all__ = ["Context", "position_ids", "prompt_read", "whole_context"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,15 +101,27 @@ class Context:
         )
 
 
+def prompt_read(given: Prompt | Based) -> Prompt:
+    """The prompt of a run; a prompt is its own.
+
+    Raises:
+        ArgumentError: It is neither.
+    """
+    found: object = given.prompt if isinstance(given, Based) else given
+    return one(found, Prompt, "prompt", "vlm.prompt(text, image)")
+
+
 @torch.no_grad()
-def whole_context(vlm: HookedVLM, prompt: Prompt) -> Context:
+def whole_context(vlm: HookedVLM, prompt: Prompt | Based) -> Context:
     """Read a prompt once and keep the keys and values of all its positions.
 
     Args:
         vlm: The model.
-        prompt: The prompt, without generated tokens.
+        prompt: The prompt, without generated tokens, or a run of it, which is read
+            again.
 
     Raises:
+        ArgumentError: It is no prompt.
         PromptError: The prompt holds generated tokens.
 
     Example:
@@ -118,6 +132,7 @@ def whole_context(vlm: HookedVLM, prompt: Prompt) -> Context:
         >>> whole_context(vlm, prompt).n_tokens == prompt.layout.n
         True
     """
+    prompt = prompt_read(prompt)
     if prompt.layout["generated"]:
         raise PromptError(
             "the prompt goes on with generated tokens, which a context drops, so it"

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -28,13 +28,19 @@ from mechvlm.prompts import Prompt
 
 __all__ = [
     "Generation",
+    "KeptLogits",
     "Speaker",
     "check_arms",
+    "check_kept",
     "ends_of",
     "generate",
     "longest",
     "said",
 ]
+
+
+KeptLogits: TypeAlias = Literal["all", "first"]
+"""Which steps' logits outlast their step: all, or the first new token's alone."""
 
 
 @runtime_checkable
@@ -71,13 +77,14 @@ class Generation:
     Attributes:
         ids: New token ids, end-of-sequence included where it was reached.
         text: Their text, special tokens left out.
-        logits: Logits that each of them was chosen from.
+        logits: Logits that each of them was chosen from; those of the first alone where
+            no others were asked for.
         layout: The prompt's layout with the new tokens as group "generated".
     """
 
     ids: Int[Tensor, " new"]
     text: str
-    logits: Float[Tensor, "new vocab"]
+    logits: Float[Tensor, "step vocab"]
     layout: Layout
 
 
@@ -87,6 +94,8 @@ def generate(
     max_new_tokens: int,
     intervention: Intervention,
     sources: Sources,
+    *,
+    logits: KeptLogits = "all",
 ) -> Generation:
     """Continue a prompt greedily; see `HookedVLM.generate`."""
     longer = longest(prompt, max_new_tokens)
@@ -94,16 +103,30 @@ def generate(
     ends = ends_of(vlm.hf_model)
     # A plain cache: one that drops old keys would break "key index == position".
     inputs: dict[str, Any] = dict(prompt.inputs) | {"past_key_values": DynamicCache()}
-    rows, chosen, logits = range(prompt.layout.n), [], []
+    rows, chosen, kept = range(prompt.layout.n), [], []
     while True:
         step = _step(vlm, inputs, hooks=list(hooks_of(intervention, rows, sources)))
-        logits.append(step)
+        if logits == "all" or not kept:
+            kept.append(step)
         chosen.append(int(step.argmax()))
         if len(chosen) == max_new_tokens or chosen[-1] in ends:
             break
         inputs = _next(vlm, inputs, chosen[-1])
         rows = range(rows.stop, rows.stop + 1)
-    return said(vlm, prompt, intervention, chosen, torch.stack(logits))
+    return said(vlm, prompt, intervention, chosen, torch.stack(kept))
+
+
+def check_kept(logits: str) -> None:
+    """Refuse what is no name of kept logits.
+
+    Raises:
+        InterventionError: It is neither "all" nor "first".
+    """
+    if logits not in get_args(KeptLogits):
+        raise InterventionError(
+            f"logits={logits!r}: wanted 'all', or 'first' for those of the first new"
+            " token alone."
+        )
 
 
 def longest(prompt: Prompt, max_new_tokens: int) -> Prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from mechvlm.models.attention import listening
 from mechvlm.models.checking import warn_of_hooks
 from mechvlm.models.config import Config, device_of
 from mechvlm.models.family import Layer, submodule
-from mechvlm.models.generation import Generation, generate
+from mechvlm.models.generation import Generation, KeptLogits, check_kept, generate
 from mechvlm.models.hooks import Hooks
 from mechvlm.models.interop import Doors
 from mechvlm.models.lowering import RunLike, Sources
@@ -207,7 +208,12 @@ class HookedVLM(Doors, Hooks):
             return True
         head = self.hf_model.get_submodule(self.family.head)
         modules = (*self._language_model.modules(), head)
-        return any(each._forward_hooks or each._forward_pre_hooks for each in modules)
+        return any(
+            not _captures(function)
+            for each in modules
+            for hooks in (each._forward_hooks, each._forward_pre_hooks)
+            for function in hooks.values()
+        )
 
     @torch.no_grad()
     def generate(
@@ -257,6 +263,7 @@ class HookedVLM(Doors, Hooks):
         max_new_tokens: int = 20,
         runs: Mapping[str, RunLike] | None = None,
         vectors: Mapping[str, Tensor] | None = None,
+        logits: KeptLogits = "all",
         batch_tokens: int | None = None,
         progress: str | bool | None = None,
     ) -> list[Generation]:
@@ -274,6 +281,9 @@ class HookedVLM(Doors, Hooks):
             max_new_tokens: Most tokens to add; the end-of-sequence token ends earlier.
             runs: Recorded runs by the names that the interventions use.
             vectors: Vectors by the names that the interventions use.
+            logits: "all" keeps the logits of every step, [new vocab] for each answer;
+                "first" only those that the first new token was chosen from, [1 vocab].
+                Long answers in many arms fill the memory otherwise.
             batch_tokens: Most rows to compute at once; None takes what fits well into
                 free memory.
             progress: None shows a progress bar in a terminal for work of over a second;
@@ -283,7 +293,7 @@ class HookedVLM(Doors, Hooks):
             One generation per intervention.
 
         Raises:
-            InterventionError: An intervention means nothing here.
+            InterventionError: An intervention or `logits` means nothing here.
             EngineError: The base run is another model's, or an older one's.
 
         Example:
@@ -296,13 +306,17 @@ class HookedVLM(Doors, Hooks):
             >>> len(vlm.generate_many(prompt, [mv.NOTHING, *blind], max_new_tokens=5))
             3
         """
+        check_kept(logits)
         asked = prompt if isinstance(prompt, Prompt) else prompt.prompt
         base = None if isinstance(prompt, Prompt) else prompt.base
         sources = Sources(runs or {}, vectors or {})
         arms = listed(interventions)
         if self.has_hooks:
             warn_of_hooks(stacklevel=3)
-            return [generate(self, asked, max_new_tokens, x, sources) for x in arms]
+            return [
+                generate(self, asked, max_new_tokens, x, sources, logits=logits)
+                for x in arms
+            ]
         return generate_many(
             self,
             asked,
@@ -310,6 +324,7 @@ class HookedVLM(Doors, Hooks):
             arms,
             max_new_tokens,
             sources,
+            logits=logits,
             batch_tokens=batch_tokens,
             progress=progress,
         )
@@ -379,6 +394,18 @@ class HookedVLM(Doors, Hooks):
     @property
     def _blocks(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]  # it holds nothing else
+
+
+def _captures(function: object) -> bool:
+    """Whether a hook is one that transformers leaves behind and that sleeps since.
+
+    A forward that was once asked for attentions or hidden states installs them for
+    good; they only act while such a forward runs.
+    """
+    return (
+        isinstance(function, FunctionType)
+        and function.__module__ == "transformers.utils.output_capturing"
+    )
 
 
 def _tuple(interventions: object) -> tuple[Intervention, ...]:

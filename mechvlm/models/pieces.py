@@ -1,11 +1,11 @@
-"""The token that a word begins with, for words that are several tokens."""
+"""The tokens that a word is, or begins with, in an answer."""
 
 from __future__ import annotations
 
 from mechvlm.errors import TokenError
 from mechvlm.models.vocabulary import Vocabulary
 
-__all__ = ["first_pieces"]
+__all__ = ["first_pieces", "spelled"]
 
 
 def first_pieces(vlm: Vocabulary, word: str) -> tuple[int, ...]:
@@ -31,10 +31,9 @@ def first_pieces(vlm: Vocabulary, word: str) -> tuple[int, ...]:
         >>> mv.first_pieces(vlm, "red ring") == (vlm.to_single_token("red"),)
         True
     """
-    bare = word.strip()
-    forms = {form(bare) for form in (str, str.lower, str.capitalize)}
-    found = {_first(vlm, lead + form) for form in forms for lead in ("", " ")}
-    pieces = tuple(sorted(piece for piece in found if piece is not None))
+    shown = (_shown(vlm, text) for text in _spellings(word))
+    firsts = {pieces[0] for pieces in shown if pieces}
+    pieces = tuple(sorted(firsts - _special(vlm)))
     if not pieces:
         raise TokenError(
             f"{word!r} begins with no token of this model: it is empty, or the"
@@ -43,10 +42,45 @@ def first_pieces(vlm: Vocabulary, word: str) -> tuple[int, ...]:
     return pieces
 
 
-def _first(vlm: Vocabulary, text: str) -> int | None:
-    """The first token that shows something; None if that is a special one."""
-    special = {*vlm.tokenizer.all_special_ids, vlm.processor.image_token_id}
-    for token in vlm.to_tokens(text, prepend_bos=False)[0].tolist():
-        if vlm.to_string(token).strip():
-            return None if token in special else int(token)
-    return None
+def spelled(vlm: Vocabulary, word: str) -> tuple[int, ...]:
+    """Token ids that are a whole word, however an answer's first word is written.
+
+    Whether an answer begins with a capital, and whether a space stands in front,
+    depends on template and tokenizer; the probability of saying a word is the sum over
+    all of these. Spellings of several tokens are left out, for their first piece may
+    begin other words too; see `first_pieces`.
+
+    Args:
+        vlm: The model.
+        word: What is said: as it is given, in lower case or capitalised, at the start
+            of a text or after a space.
+
+    Returns:
+        Ids in rising order, each once; none where no spelling is a single token. BOS,
+        the unknown and other special tokens are never among them.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm = mv.load("demo")
+        >>> vlm.to_single_token("red") in spelled(vlm, "Red"), spelled(vlm, "red ring")
+        (True, ())
+    """
+    shown = (_shown(vlm, text) for text in _spellings(word))
+    whole = {pieces[0] for pieces in shown if len(pieces) == 1}
+    return tuple(sorted(whole - _special(vlm)))
+
+
+def _spellings(word: str) -> set[str]:
+    bare = word.strip()
+    forms = {form(bare) for form in (str, str.lower, str.capitalize)}
+    return {lead + form for form in forms for lead in ("", " ")}
+
+
+def _shown(vlm: Vocabulary, text: str) -> list[int]:
+    """The tokens of a text that show something, so that no bare space is among them."""
+    found = vlm.to_tokens(text, prepend_bos=False)[0].tolist()
+    return [int(token) for token in found if vlm.to_string(token).strip()]
+
+
+def _special(vlm: Vocabulary) -> set[int]:
+    return {*vlm.tokenizer.all_special_ids, vlm.processor.image_token_id}

@@ -16,13 +16,14 @@ from mechvlm.analyses.cumulative_knockout import cumulative_knockout
 from mechvlm.analyses.holding import back_patch, freeze
 from mechvlm.analyses.modality_gap import modality_gap
 from mechvlm.datasets import popvqa
+from mechvlm.errors import MetricError
 from mechvlm.items import Entity
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.posing import Posed
 from mechvlm.readings import Ask
 from mechvlm.reproduce.finding import Claim, Finding, Row
 from mechvlm.reproduce.material import NAMING, entities
-from mechvlm.reproduce.shapes import beside, stacked, with_interval
+from mechvlm.reproduce.shapes import beside, beyond, stacked, with_interval
 from mechvlm.reproduce.study import Study
 from mechvlm.viz import bars, curves, heatmap
 
@@ -117,38 +118,57 @@ class Session:
         return self.known.identify.max_new_tokens
 
 
-def swaps(posed: Sequence[Posed]) -> list[Swap]:
-    """Every entity with the pictures of two others in its place."""
+def swaps(session: Session) -> list[Swap]:
+    """Every entity with the pictures of two others in its place.
+
+    Others whose names would count as its own are left out.
+    """
+    posed, matcher = session.posed, session.known.identify.matcher
     n = len(posed)
+    steps = sorted({step % n for step in DONORS} - {0})
+    pairs = [(each, posed[(i + s) % n]) for i, each in enumerate(posed) for s in steps]
     return [
         Swap(
-            each.prompt,
-            posed[(i + step) % n].prompt,
-            each.answers,
-            posed[(i + step) % n].answers,
-            f"{each.id} <- {posed[(i + step) % n].id}",
+            target.prompt,
+            donor.prompt,
+            target.answers,
+            donor.answers,
+            f"{target.id} <- {donor.id}",
         )
-        for i, each in enumerate(posed)
-        for step in DONORS
-        if step % n
+        for target, donor in pairs
+        if not any(matcher(name, target.answers) for name in donor.answers)
+        and not any(matcher(name, donor.answers) for name in target.answers)
     ]
 
 
 def asked_in_vain(session: Session) -> list[Posed]:
-    """Facts that are told by name and not by picture; if there are none, all told."""
-    vlm, known, gap = session.vlm, session.known, session.gap
-    told, seen = gap["right_by_name"].values, gap["right_by_picture"].values
-    wanted = told & ~seen if (told & ~seen).any() else told
-    of = {entity.id or entity.name: entity for entity in known.entities}
+    """Facts that are told by name and not by picture.
+
+    Raises:
+        MetricError: There is none.
+    """
+    known, gap = session.known, session.gap
+    wanted = gap["right_by_name"].values & ~gap["right_by_picture"].values
+    asked = [
+        (entity, fact)
+        for entity, recognised in zip(
+            known.entities, gap["recognised"].values, strict=True
+        )
+        if recognised
+        for fact in entity.facts
+    ]
     places = np.flatnonzero(wanted)[:IN_VAIN]
-    found = []
-    for place in places:
-        entity = of[str(gap["entity_id"].values[place])]
-        text = str(gap["asked_by_picture"].values[place])
-        fact = next(fact for fact in entity.facts if fact.by_picture == text)
-        prompt = vlm.prompt(fact.by_picture, entity.image)
-        found.append(Posed(prompt, fact.answers, f"{entity.name}: {text}"))
-    return found
+    if not len(places):
+        raise MetricError("every fact that is told by name is told by picture too.")
+    return [
+        Posed(
+            session.vlm.prompt(fact.by_picture, entity.image),
+            fact.answers,
+            f"{place}: {entity.name}, {fact.by_picture}",
+        )
+        for place in places
+        for entity, fact in [asked[place]]
+    ]
 
 
 def _gap(session: Session) -> Finding:
@@ -179,7 +199,7 @@ def _gap(session: Session) -> Finding:
         f"{100 * mean:.0f} points ({100 * low:.0f} to {100 * high:.0f}) over {n}"
         f" entities recognised of {int(gap['n'])}, Wilcoxon p ="
         f" {float(gap['wilcoxon_p']):.2g}.",
-        low > 0,
+        beyond(low),
         [("asked", *columns), *rows],
         {"modality_gap": gap},
         picture,
@@ -190,7 +210,12 @@ _MEANS = {"by name": "mean_by_name", "by picture": "mean_by_picture"}
 
 
 def _replaced(session: Session) -> Finding:
-    found = cross_patch(session.vlm, swaps(session.posed), max_new_tokens=session.n_new)
+    found = cross_patch(
+        session.vlm,
+        swaps(session),
+        matcher=session.known.identify.matcher,
+        max_new_tokens=session.n_new,
+    )
     sides = ("original", "injected")
     lines = with_interval(
         found, sides, "names", "Which entity is named once the picture is exchanged"
@@ -262,8 +287,13 @@ def _cut(session: Session) -> Finding:
 
 
 def _put_back(session: Session) -> Finding:
-    asked = asked_in_vain(session)
-    found = back_patch(session.vlm, asked, max_new_tokens=session.n_new)
+    answer = session.known.answer
+    found = back_patch(
+        session.vlm,
+        asked_in_vain(session),
+        matcher=answer.matcher,
+        max_new_tokens=answer.max_new_tokens,
+    )
     above = found["source"] > found["target"]
     rate = found["rate"].where(above)
     control = float(found["right_clean"].mean())

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from mechvlm import __version__
 from mechvlm.axes import output_folder
-from mechvlm.errors import MetricError, PromptError
+from mechvlm.errors import MechVLMError, PromptError
+from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.load import load
 from mechvlm.report import Section, write
 from mechvlm.reproduce.cohen import COHEN
@@ -72,7 +73,11 @@ def run(
     out = Path(f"mechvlm-{study.name}") if out is None else out
     models = (model, CONTROL) if model == "demo" and data is None else (model,)
     with output_folder(out) as folder:
-        found = {name: _measured(study, name, material, folder, say) for name in models}
+        loaded = {name: load(name) for name in models}
+        found = {
+            name: _measured(study, vlm, material, folder / Path(name).name, say)
+            for name, vlm in loaded.items()
+        }
         (folder / "findings.json").write_text(_told(study, found, n))
         write(
             folder / "report.html",
@@ -102,20 +107,19 @@ def _checked(paper: str, model: str, data: Path | None, scenes: int | None) -> A
 
 
 def _measured(
-    study: AnyStudy, model: str, material: object, folder: Path, say: Say
+    study: AnyStudy, vlm: HookedVLM, material: object, folder: Path, say: Say
 ) -> list[Finding]:
     """All findings of one model, written as soon as they are there."""
-    vlm = load(model)
     session = study.session(vlm, material)
     found, start = [], time.perf_counter()
     for claim, measure in study.claims.items():
         try:
             finding = measure(session)
-        except MetricError as cause:  # such as: nothing is right, so nothing is lost
+        except MechVLMError as cause:  # one claim's fault must not lose the others
             finding = Finding(f"not measured: {cause}", None)
-        written(claim, finding, folder / Path(model).name)
+        written(claim, finding, folder)
         now = time.perf_counter()
-        say(f"{model}: {claim.title}: {verdict(finding)} ({now - start:.0f} s)")
+        say(f"{folder.name}: {claim.title}: {verdict(finding)} ({now - start:.0f} s)")
         start = now
         found.append(finding)
     return found
@@ -160,7 +164,8 @@ def _told(study: AnyStudy, found: Mapping[str, Sequence[Finding]], n: int) -> st
 
 def _lead(study: AnyStudy, found: Mapping[str, Sequence[Finding]], n: int) -> str:
     told = "; ".join(
-        f"{model} shows {sum(f.shown is True for f in findings)} of {len(findings)}"
+        f"{model} shows {sum(f.shown is True for f in findings)} of"
+        f" {sum(f.shown is not None for f in findings)} claims that can be told"
         for model, findings in found.items()
     )
     words = f"Measured again on at most {n} pictures: {told}."

@@ -32,15 +32,21 @@ HOW_MANY = "how many objects are there ?"
 PRESENCE = "is there a {} ?"
 
 
-def scenes_of(n: int, seed: int, *, overlapping: bool = False) -> list[Scene]:
-    """Scenes of two to four plain things, all of different shapes and colours."""
+def scenes_of(
+    n: int, seed: int, *, overlapping: bool = False, alike: bool = False
+) -> list[Scene]:
+    """Scenes of two to four plain things of different colours.
+
+    Their shapes differ too, unless two things are to be alike.
+    """
     rng = np.random.default_rng(seed)
     found: list[Scene] = []
     while len(found) < n:
-        scene = sample_scene(rng, int(rng.integers(2, 5)), overlapping=overlapping)
+        n_things = int(rng.integers(2, 5))
+        scene = sample_scene(rng, n_things, overlapping=overlapping, alike=alike)
         things = [thing for thing in scene.things if isinstance(thing, Thing)]
         shapes, colors = {t.shape for t in things}, {t.color for t in things}
-        if len(shapes) == len(colors) == len(things):
+        if len(colors) == len(things) and len(shapes) == len(things) - alike:
             found.append(scene)
     return found
 
@@ -53,12 +59,19 @@ def item_of(scene: Scene, asked: Question, *, id: str = "") -> Item:
 
 
 def items(
-    n: int, seed: int, kind: str = "color", *, overlapping: bool = False
+    n: int,
+    seed: int,
+    kind: str = "color",
+    *,
+    overlapping: bool = False,
+    alike: bool = False,
 ) -> list[Item]:
     """One item per scene: a question of this kind, about each thing in turn."""
     return [
-        item_of(scene, asked[i % len(asked)], id=f"{kind}, scene {i}")
-        for i, scene in enumerate(scenes_of(n, seed, overlapping=overlapping))
+        item_of(scene, asked[i % len(asked)], id=f"{kind}, scene {seed}/{i}")
+        for i, scene in enumerate(
+            scenes_of(n, seed, overlapping=overlapping, alike=alike)
+        )
         if (asked := questions(scene, kind))
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-__all__ = ["beside", "columns", "stacked", "titled", "with_interval"]
+__all__ = ["beside", "beyond", "columns", "stacked", "titled", "with_interval"]
 
 
 def with_interval(
@@ -78,6 +78,11 @@ def beside(
         name=title,
         attrs={**first.attrs, "long_name": title},
     )
+
+
+def beyond(end: float, mark: float = 0.0) -> bool | None:
+    """Whether the end of an interval lies above a mark; None where there is none."""
+    return None if np.isnan(end) else end > mark
 
 
 def titled(title: str, found: xr.Dataset) -> dict[str, str]:

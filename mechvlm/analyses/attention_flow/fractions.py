@@ -26,6 +26,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.statistics import mean_of
+from mechvlm.wanted import one, several
 
 __all__ = ["attention_fraction", "pool_fractions"]
 
@@ -45,7 +46,7 @@ def attention_fraction(
     generation: Generation | None = None,
     groups: Grouping = "layout",
     rows: Rows = "last",
-    exclude: Sequence[str | Positions] = (),
+    exclude: str | Positions | Sequence[str | Positions] = (),
 ) -> xr.Dataset:
     """Share out each row's attention among groups of positions.
 
@@ -64,8 +65,9 @@ def attention_fraction(
         rows: "last", the last position's row; "generated", for each generated token the
             row that it was chosen from: the first of them (step 0) is the prompt's last
             row; or positions.
-        exclude: Groups or positions left out as sources, such as ("bos",), the usual
-            sink. What is left of a row is then divided by its sum over all heads.
+        exclude: A group, positions, or several of them, left out as sources; such as
+            "bos", the usual sink. What is left of a row is then divided by its sum over
+            all heads.
 
     Returns:
         Dataset over (layer, row, group): "fraction", the mean over heads of the share
@@ -78,8 +80,9 @@ def attention_fraction(
         is the attention inside layer l.
 
     Raises:
-        LayoutError: A group is empty or overlaps another, nothing is left to read, or
-            a row does not exist.
+        LayoutError: A group, of those excluded too, is empty or overlaps another,
+            nothing is left to read, or a row does not exist.
+        ArgumentError: A group is neither a name nor positions.
         PairError: The generation is another prompt's.
 
     Paper: Kaduri et al. 2024, arXiv:2411.17491, figure 1.
@@ -97,7 +100,8 @@ def attention_fraction(
         True
     """
     longer = continued(vlm, prompt, generation)
-    at, sets = rows_of(longer, rows), _sets(longer.layout, groups, exclude)
+    left_out = _left_out(exclude)
+    at, sets = rows_of(longer, rows), _sets(longer.layout, groups, left_out)
     member = torch.zeros(longer.layout.n, len(sets), device=vlm.cfg.device)
     for i, positions in enumerate(sets.values()):
         member[list(positions), i] = 1
@@ -117,7 +121,7 @@ def attention_fraction(
         **longer.described,
         "paper": PAPER,
         "model": vlm.cfg.model_name,
-        "excluded": [str(each) for each in exclude],
+        "excluded": [str(each) for each in left_out],
         "layer_convention": "attention inside layer l",
     }
     found = _arrays(by_head, counts, list(sets), at)
@@ -188,7 +192,7 @@ def _sets(
         asked, may_be_empty = groups, set()
     sets = {name: _at(layout, given) for name, given in asked.items()}
     _check(layout, sets, may_be_empty)
-    out = Positions.of(*(_at(layout, each) for each in exclude))
+    out = Positions.of(*(_excluded(layout, each) for each in exclude))
     rest = Positions.of(range(layout.n)) - Positions.of(*sets.values()) - layout["pad"]
     if rest:
         sets["other"] = rest
@@ -201,7 +205,27 @@ def _sets(
     }
 
 
+def _left_out(
+    exclude: str | Positions | Sequence[str | Positions],
+) -> list[str | Positions]:
+    if isinstance(exclude, str | Positions):
+        return [exclude]
+    return list(several(exclude, (str, Positions), "exclude", '("bos",)'))
+
+
+def _excluded(layout: Layout, given: str | Positions) -> Positions:
+    """What is left out, which must be there, or nothing would be done in silence."""
+    found = _at(layout, given)
+    if not found:
+        raise LayoutError(
+            f"exclude names {str(given)!r}, of which this prompt has no position, so"
+            f" that nothing would be left out. It has {', '.join(layout.groups)}."
+        )
+    return found
+
+
 def _at(layout: Layout, given: str | Positions) -> Positions:
+    one(given, (str, Positions), "a group", '"image", or layout.region(box)')
     return layout[given] if isinstance(given, str) else given
 
 
@@ -248,7 +272,8 @@ def pool_fractions(fractions: Sequence[xr.Dataset]) -> xr.Dataset:
         `attrs` say "n_prompts" and "n_pairs".
 
     Raises:
-        PairError: There is none, or their groups, layers or exclusions differ.
+        ArgumentError: They are no list of fractions.
+        PairError: There is none, or their models, groups, layers or exclusions differ.
 
     Paper: Kaduri et al. 2024, arXiv:2411.17491, figure 1.
 
@@ -260,14 +285,24 @@ def pool_fractions(fractions: Sequence[xr.Dataset]) -> xr.Dataset:
         >>> mv.pool_fractions([one, one])["mean"].dims
         ('group', 'layer')
     """
+    fractions = several(
+        fractions, xr.Dataset, "fractions", "[attention_fraction(vlm, prompt)]"
+    )
     kinds = {
-        (tuple(each["group"].values), each.sizes["layer"], str(each.attrs["excluded"]))
+        (
+            each.attrs["model"],
+            tuple(each["group"].values),
+            each.sizes["layer"],
+            str(each.attrs["excluded"]),
+        )
         for each in fractions
     }
     if len(kinds) != 1:
+        models = sorted({kind[0] for kind in kinds})
         raise PairError(
-            f"{len(fractions)} fractions of {len(kinds)} kinds (groups, layers,"
-            " exclusions): only what was measured alike can be pooled."
+            f"{len(fractions)} fractions of {len(kinds)} kinds (models"
+            f" {', '.join(models)}; groups; layers; exclusions): only what was measured"
+            " alike can be pooled."
         )
     values = [each["fraction"].transpose("group", "layer", "row") for each in fractions]
     pairs = np.concatenate([each.values for each in values], axis=2)

@@ -16,7 +16,7 @@ from mechvlm.analyses.attention_flow.rows import word_rows
 from mechvlm.axes import labelled
 from mechvlm.errors import InterventionError, MetricError, PromptError
 from mechvlm.interventions import NOTHING, Knockout
-from mechvlm.items import Item
+from mechvlm.items import Item, class_of
 from mechvlm.layout import Positions, Rule
 from mechvlm.matching import mentions
 from mechvlm.models.generation import Generation
@@ -25,7 +25,9 @@ from mechvlm.posing import ids_of
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 from mechvlm.readings import Reading, generative
+from mechvlm.selecting import seen, tell_unseen
 from mechvlm.statistics import mean_of, share_of
+from mechvlm.wanted import one, several
 
 __all__ = ["localization_accuracy"]
 
@@ -40,7 +42,7 @@ def localization_accuracy(
     *,
     reading: Reading = _DESCRIBE,
     objects: Literal["named", "lost"] = "lost",
-    word: Callable[[str], str] = str,
+    word: Callable[[str], str] = class_of,
     rule: Rule = "any",
     tolerance_cells: int = 1,
     progress: bool | None = None,
@@ -59,7 +61,8 @@ def localization_accuracy(
         objects: "lost" takes the objects that are named no more once no generated token
             reads the image, as in the paper: those that the model looks up while it
             speaks. "named" takes all that are named.
-        word: From an object's key in `Item.objects` to the word that names it.
+        word: From an object's key in `Item.objects` to the word that names it; as it
+            stands, the key without its number ("person" for "person 2").
         rule: Which cells of the image grid are an object's; see `Layout.region`.
         tolerance_cells: How far beside an object a peak still counts as near.
         progress: None shows a progress bar in a terminal for work of over a second,
@@ -73,13 +76,15 @@ def localization_accuracy(
         (layer), with "_low" and "_high" (95 %): "accuracy", the share of objects hit,
         "accuracy_near", and "over_chance", mean of hit minus chance, paired: 0 where
         attention finds objects no better than a random cell. `attrs` count "n_objects"
-        that were looked at, "n_named" and "n_all". Layer l is the attention inside
-        layer l.
+        that were looked at, "n_named", "n_all" and, of all, the "n_cropped" that no
+        token sees: they are left out, with a warning, named or not. Layer l is the
+        attention inside layer l.
 
     Raises:
+        ArgumentError: `items` are no items, or `reading` is no reading.
         PromptError: There is no item, or one has no object.
         MetricError: No object is named (or lost).
-        RegionError: An object lies where the model sees nothing.
+        RegionError: An object lies outside its picture, or no token sees any of them.
 
     Paper: Kaduri et al. 2024, arXiv:2411.17491, figures 6 and 7.
 
@@ -96,6 +101,8 @@ def localization_accuracy(
     """
     if objects not in ("named", "lost"):
         raise InterventionError(f"objects={objects!r}: wanted 'named' or 'lost'.")
+    items = several(items, Item, "items", "[Item(image, question, objects={...})]")
+    one(reading, Reading, "reading", "readings.generative()")
     names = ids_of([item.id for item in items], "item")
     if not all(item.objects for item in items):
         raise PromptError(
@@ -104,14 +111,16 @@ def localization_accuracy(
         )
     todo = _Todo(vlm, reading, objects, word, rule, tolerance_cells)
     found: dict[str, _Measures] = {}
-    n_named = 0
+    n_named = n_cropped = 0
     with bar_of(len(items), False if progress is False else "describing") as bar:
         for name, item in zip(names, items, strict=True):
-            measures, named = todo.run(item)
+            measures, named, cropped = todo.run(item)
             found |= {f"{name}: {key}": each for key, each in measures.items()}
             n_named += named
+            n_cropped += cropped
             bar.update(1)
     n_all = sum(len(item.objects) for item in items)
+    tell_unseen(n_cropped, n_all, "objects")
     if not found:
         raise MetricError(
             f"of {n_all} objects {n_named} are named in the descriptions, and none is"
@@ -126,6 +135,7 @@ def localization_accuracy(
         "n_objects": len(found),
         "n_named": n_named,
         "n_all": n_all,
+        "n_cropped": n_cropped,
         "tolerance_cells": tolerance_cells,
         "layer_convention": "attention inside layer l",
     }
@@ -147,20 +157,30 @@ class _Todo:
     rule: Rule
     tolerance_cells: int
 
-    def run(self, item: Item) -> tuple[dict[str, _Measures], int]:
-        """Measures of each object that counts, and how many are named at all."""
+    def run(self, item: Item) -> tuple[dict[str, _Measures], int, int]:
+        """Measures of each object that counts; how many are named, and how many unseen.
+
+        An object that no token sees is no more than counted.
+        """
         reading = self.reading
         question, prefix = reading.question(item), reading.prefix(item)
         prompt = self.vlm.prompt(question, item.image, prefix=prefix)
+        cells = {
+            key: seen(prompt.layout, area, rule=self.rule)
+            for key, area in item.objects.items()
+        }
+        at = {key: positions for key, positions in cells.items() if positions}
+        n_cropped = len(cells) - len(at)
+        if not at:
+            return {}, 0, n_cropped
         said, blind = self._described(prompt)
-        region = prompt.layout.region
-        at = {key: region(area, rule=self.rule) for key, area in item.objects.items()}
         named = [key for key in at if mentions(said.text, [self.word(key)])]
         if self.objects == "lost":
             chosen = [k for k in named if not mentions(blind.text, [self.word(k)])]
         else:
             chosen = named
-        return {k: self._measured(prompt, said, k, at) for k in chosen}, len(named)
+        measures = {k: self._measured(prompt, said, k, at) for k in chosen}
+        return measures, len(named), n_cropped
 
     def _described(self, prompt: Prompt) -> tuple[Generation, Generation]:
         """What is said, and what is said if no generated token reads the image."""
@@ -171,7 +191,11 @@ class _Todo:
             every = range(self.vlm.cfg.n_layers)
             arms = [Knockout(every, new, prompt.layout["image"])]
         made = self.vlm.generate_many(
-            prompt, [NOTHING, *arms], max_new_tokens=most, progress=False
+            prompt,
+            [NOTHING, *arms],
+            max_new_tokens=most,
+            logits="first",
+            progress=False,
         )
         return made[0], made[-1]
 

@@ -6,7 +6,6 @@ All patterns of LLaVA-1.5-7B on one image with its description, 32 layers x 32 h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -16,10 +15,12 @@ from torch import Tensor
 
 from mechvlm.errors import LayerError, LayoutError, PairError, TokenError
 from mechvlm.layout import Positions
+from mechvlm.matching import words
 from mechvlm.models.generation import Generation
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
+from mechvlm.wanted import several
 
 __all__ = [
     "Rows",
@@ -103,10 +104,12 @@ def chosen_layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[
     """Layers whose attention is read.
 
     Raises:
+        ArgumentError: They are no list of whole numbers.
         LayerError: One does not exist, or there is none.
     """
     n_layers = vlm.cfg.n_layers
-    chosen = list(range(n_layers) if layers is None else layers)
+    every = range(n_layers)
+    chosen = several(every if layers is None else layers, int, "layers", "[0, 3]")
     beyond = [layer for layer in chosen if not 0 <= layer < n_layers]
     if beyond or not chosen:
         raise LayerError(
@@ -159,13 +162,15 @@ def word_rows(
         vlm: The model.
         prompt: The prompt.
         generation: What `vlm.generate` made of it.
-        word: Word or words, sought whole, in any case; the first mention counts.
+        word: Word or words, sought whole as `mechvlm.matching.mentions` seeks them, so
+            that case, accents and hyphens do not count; the first mention counts.
         side: "predicting" gives the row that each of its tokens was chosen from, which
             is the row of its step of generation; "at" the rows of the tokens
             themselves, once they are fed back in.
 
     Returns:
-        One row per token of the word; positions in the prompt with its generation.
+        One row per token of the word, and of what stands between its first letter and
+        its last; positions in the prompt with its generation.
 
     Raises:
         TokenError: The word was not said.
@@ -181,13 +186,27 @@ def word_rows(
     """
     longer = continued(vlm, prompt, generation)
     ids = generation.ids.tolist()
-    ends = [len(vlm.to_string(ids[: i + 1])) for i in range(len(ids))]
-    said = vlm.to_string(ids)
-    mention = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said, re.IGNORECASE)
-    if mention is None or not word.strip():
+    # The words that have begun with each token, so that words are split in one way.
+    heard = [words(_text(vlm, ids[: i + 1])) for i in range(len(ids))]
+    said, wanted = heard[-1] if heard else (), words(word)
+    at = _first(wanted, said)
+    if at is None:
         raise TokenError(f"{word!r} was not said; the answer is {generation.text!r}.")
-    start, stop = mention.span()
-    spans = zip([0, *ends], ends, strict=False)
-    tokens = [i for i, (a, b) in enumerate(spans) if a < stop and start < b]
+    stop = at + len(wanted)
+    begun = next(i for i, each in enumerate(heard) if len(each) > at)
+    whole = next(i for i, each in enumerate(heard) if each[:stop] == said[:stop])
     first = longer.layout.n - len(ids) - (side == "predicting")
-    return Positions.of(first + i for i in tokens)
+    return Positions.of(range(first + begun, first + whole + 1))
+
+
+def _text(vlm: HookedVLM, ids: Sequence[int]) -> str:
+    """What a generation of these tokens says, as `Generation.text` has it."""
+    text: str = vlm.tokenizer.decode(ids, skip_special_tokens=True)
+    return text
+
+
+def _first(wanted: tuple[str, ...], said: tuple[str, ...]) -> int | None:
+    """Where some words first stand in a row; None if nowhere."""
+    n = len(wanted)
+    places = range(len(said) - n + 1) if n else range(0)
+    return next((i for i in places if said[i : i + n] == wanted), None)

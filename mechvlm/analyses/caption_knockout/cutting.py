@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, SupportsInt, TypeAlias
+
+import numpy as np
 
 from mechvlm.errors import InterventionError, LayerError
 from mechvlm.interventions import Knockout
 from mechvlm.layout import Positions
 from mechvlm.prompts import Prompt
 from mechvlm.statistics import random_sets
+from mechvlm.wanted import mapping_to, several
 
 __all__ = ["FLOWS", "NOTHING_CUT", "Cut", "Flow", "cuts_of", "knockout_of"]
 
@@ -60,12 +63,17 @@ def cuts_of(
     """Every cut, the empty one first; arguments as in `caption_knockout`.
 
     Raises:
+        ArgumentError: A band is no range, or the layers are no list of numbers.
         InterventionError: There is nothing to cut.
         LayerError: A layer or a band does not exist.
     """
+    mapping_to(bands, range, "bands", '{"middle": range(8, 16)}')
     every = range(n_layers)
     step = max(1, n_layers // _STARTS)
-    starts = list(every[::step] if start_layers is None else start_layers)
+    given = every[::step] if start_layers is None else start_layers
+    numbers: list[SupportsInt]
+    numbers = several(given, (int, np.integer), "start_layers", "[0, 8, 16]")
+    starts = [int(layer) for layer in numbers]
     beyond = [layer for layer in starts if layer not in every]
     if beyond or len(set(starts)) < len(starts):
         raise LayerError(

@@ -9,7 +9,8 @@ import xarray as xr
 
 from mechvlm.analyses.caption_knockout.scoring import check_truth, judged, with_scores
 from mechvlm.errors import ResultError
-from mechvlm.judges.verdict import Judge
+from mechvlm.judges.verdict import Judge, check_judge
+from mechvlm.wanted import one
 
 __all__ = ["lost_objects", "rejudge"]
 
@@ -32,6 +33,7 @@ def rejudge(
 
     Raises:
         ResultError: The result is not a caption knockout's.
+        JudgeError: The judge is none, or the class of one.
         MetricError: No description names an object that the judge knows, or the truth
             does not fit the prompts.
 
@@ -50,6 +52,7 @@ def rejudge(
         (True, 'list of 14 objects')
     """
     kept = ("reference", "text", "n_tokens", "identical")
+    check_judge(judge)
     _check_result(result, kept)
     texts, references = result["text"].values, result["reference"].values
     check_truth(judge, len(references), truth)
@@ -105,6 +108,7 @@ def lost_objects(
 
 
 def _check_result(result: xr.Dataset, names: Sequence[str]) -> None:
+    one(result, xr.Dataset, "result", "what caption_knockout returns")
     if missing := [name for name in names if name not in result]:
         raise ResultError(
             f"this result has no {', '.join(missing)}: wanted what caption_knockout"

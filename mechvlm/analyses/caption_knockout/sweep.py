@@ -21,10 +21,11 @@ from mechvlm.analyses.caption_knockout.tables import PAPER
 from mechvlm.axes import labelled
 from mechvlm.errors import InterventionError, MissingImageError
 from mechvlm.interventions import NOTHING, Intervention
-from mechvlm.judges.verdict import Judge
+from mechvlm.judges.verdict import Judge, check_judge
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
+from mechvlm.wanted import several, words_of
 
 __all__ = ["caption_knockout"]
 
@@ -76,8 +77,8 @@ def caption_knockout(
         flows: Which flows are cut, each by itself.
         start_layers: A flow is cut in this layer and all above, for each of these; 0
             cuts every layer. None takes about eight, evenly from 0; an empty list none.
-        bands: Name -> half-open range of layers. A flow is cut "in" these layers, and
-            in all but them ("not in").
+        bands: Name -> half-open range of layers, such as range(8, 16). A flow is cut
+            "in" these layers, and in all but them ("not in").
         n_random: Random sets of as many layers beside each band, as its controls.
         max_new_tokens: Longest description, tokens; 2 or more.
         truth: Objects that each picture really shows, as a second reference.
@@ -102,6 +103,8 @@ def caption_knockout(
         layer l is to cut the attention that reads h[l], the stream entering it.
 
     Raises:
+        ArgumentError: There is one prompt in place of a list, or a band is no range.
+        JudgeError: The judge is none, or the class of one.
         InterventionError: There is no prompt, no flow or nothing to cut, a flow is
             unknown, or max_new_tokens leaves no generated position.
         MissingImageError: A prompt has no image.
@@ -125,17 +128,26 @@ def caption_knockout(
         >>> float(found["f1"].sel(flow="image->both", cut="nothing")[0])
         1.0
     """
-    asked = [prompt_of(each) for each in prompts]
+    given: list[Prompt | Run] = several(
+        prompts, (Prompt, Run), "prompts", '[vlm.prompt("Describe the image.", image)]'
+    )
+    words_of(flows, "flows")
+    check_judge(judge)
+    asked = [prompt_of(each) for each in given]
     _check(asked, flows, max_new_tokens)
     layers = vlm.cfg.n_layers
     cuts = cuts_of(layers, start_layers, bands or {}, n_random=n_random, seed=seed)
     arms = [_arms(prompt, flows, cuts, max_new_tokens) for prompt in asked]
     check_truth(judge, len(asked), truth)
     said, heard = [], []
-    for i, given in enumerate(prompts):
+    for i, start in enumerate(given):
         shown = False if progress is False else f"description {i + 1} of {len(asked)}"
         made = vlm.generate_many(
-            given, arms[i], max_new_tokens=max_new_tokens, progress=shown
+            start,
+            arms[i],
+            max_new_tokens=max_new_tokens,
+            logits="first",
+            progress=shown,
         )
         said.append([_Said(each.text, len(each.ids)) for each in made])
         texts = [each.text for each in made]

@@ -22,9 +22,11 @@ from mechvlm.items import Item, by_picture
 from mechvlm.models.asking import Render
 from mechvlm.models.compressing import SELECTORS, Random, Select
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.posing import ids_of
 from mechvlm.progress import bar_of
 from mechvlm.readings import Reading, vqa
 from mechvlm.statistics import Paired, paired, share_of
+from mechvlm.wanted import several, words_of
 
 __all__ = ["KEEPS", "context_accuracy"]
 
@@ -73,7 +75,7 @@ def context_accuracy(
         vlm: The model.
         items: Questions with pictures and answers. Those with the same picture object
             or path share one context.
-        keeps: Shares of the image positions that are kept, 0 to 1.
+        keeps: Shares of the image positions that are kept, 0 to 1; 1 keeps them all.
         selects: What chooses them: names ("generated", "last", "norm"), or names ->
             selectors; see `compressed_context`. "random" is always added.
         describe: What is asked first.
@@ -96,8 +98,9 @@ def context_accuracy(
         was chosen.
 
     Raises:
-        PromptError: There is no item, an item has no answer, or no selector has this
-            name.
+        ArgumentError: There is one item or one share in place of a list.
+        PromptError: There is no item, two share an id, an item has no answer, or no
+            selector has this name.
         LayoutError: A share is not one, or is less than one image position.
 
     Paper: Kaduri et al. 2024, arXiv:2411.17491, image re-prompting.
@@ -111,8 +114,8 @@ def context_accuracy(
         >>> table["accuracy"].dims, table["image_tokens"].values[2:, 0].tolist()
         (('arm',), [8, 8, 8, 8])
     """
-    if not items:
-        raise PromptError("no item is given, so there is nothing to ask.")
+    items = several(items, Item, "items", "[Item(image, question, answer)]")
+    names = ids_of([item.id for item in items], "item")
     chosen = _selects(selects)
     arms = _arms(keeps, list(chosen))
     asker = Asker(vlm, describe, reading or vqa(), render)
@@ -138,7 +141,6 @@ def context_accuracy(
         "n_images": len(groups),
         "layer_convention": "a layer keeps the keys and values of its own attention",
     }
-    names = [item.id or str(at) for at, item in enumerate(items)]
     table = _table(arms, names, [answers[at] for at in range(len(items))])
     pictures = [places[at] for at in range(len(items))]
     return table.assign_coords(image=("item", pictures)).assign_attrs(attrs)
@@ -148,22 +150,24 @@ def _selects(selects: Mapping[str, Select] | Sequence[str]) -> dict[str, Select]
     """Name -> what chooses; "random" is left to each image's own draw."""
     if isinstance(selects, Mapping):
         return dict(selects)
-    unknown = [name for name in selects if name not in SELECTORS]
-    if unknown or isinstance(selects, str):
+    names = words_of(selects, "selects")
+    unknown = [name for name in names if name not in SELECTORS]
+    if unknown:
         raise PromptError(
-            f"selects={selects!r}: wanted names among {', '.join(SELECTORS)}, as a"
+            f"selects={list(names)}: wanted names among {', '.join(SELECTORS)}, as a"
             " list, or a mapping of names to selectors."
         )
-    return {name: SELECTORS[name] for name in selects if name != "random"}
+    return {name: SELECTORS[name] for name in names if name != "random"}
 
 
 def _arms(keeps: Sequence[float | int], selects: Sequence[str]) -> list[Arm]:
     """Every way to answer: the picture, the text alone, then from much to little."""
-    shares = sorted({float(keep) for keep in keeps} - {0.0}, reverse=True)
-    if any(not 0 < share <= 1 for share in shares):
+    given = several(keeps, (float, int), "keeps", "[1.0, 0.05, 0.0]")
+    if any(not 0 <= keep <= 1 for keep in given):
         raise LayoutError(
-            f"keeps={list(keeps)}: wanted shares of the image positions, 0 to 1."
+            f"keeps={given}: wanted shares of the image positions, 0 to 1."
         )
+    shares = sorted({float(keep) for keep in given} - {0.0}, reverse=True)
     arms = [Arm("naive", share=np.nan), Arm("query only")]
     for share in shares:
         chosen = [""] if share == 1 else [*dict.fromkeys([*selects, "random"])]

@@ -16,6 +16,7 @@ from mechvlm.items import Item, by_picture
 from mechvlm.layout import Positions
 from mechvlm.models.asking import Render, ask
 from mechvlm.models.compressing import (
+    Keep,
     Random,
     Select,
     compressed_context,
@@ -222,7 +223,7 @@ class Asker:
 def context_answerer(
     vlm: HookedVLM,
     *,
-    keep: float | int,
+    keep: Keep,
     select: Select = "generated",
     text: str | Positions = "prompt_text",
     describe: str = DESCRIBE,
@@ -236,7 +237,8 @@ def context_answerer(
 
     Args:
         vlm: The model.
-        keep: Image positions to keep; see `compressed_context`.
+        keep: Share of the image positions to keep, or `Count` of them; see
+            `compressed_context`.
         select: What chooses them; see there.
         text: What is kept besides; see there.
         describe: What is asked first.

@@ -24,6 +24,7 @@ from mechvlm.posing import ids_of
 from mechvlm.progress import bar_of
 from mechvlm.readings import Reading, vqa
 from mechvlm.record import shared
+from mechvlm.selecting import seen, tell_unseen
 from mechvlm.statistics import (
     Estimate,
     Paired,
@@ -32,6 +33,7 @@ from mechvlm.statistics import (
     random_sets,
     share_of,
 )
+from mechvlm.wanted import mapping_to, one, several
 
 __all__ = ["knockout_accuracy"]
 
@@ -54,9 +56,13 @@ def knockout_accuracy(
     """Which cuts of attention, in which layers, cost the answer, over many items.
 
     One forward pass and the next token, as in the paper: an answer is right if its
-    first token begins the right word. Every cut stands beside a control, in which the
-    same target does not read as many random image tokens; they are drawn outside the
-    cut where the image has so many, and all over it otherwise.
+    first token begins the right word, so that "tra" passes for "traffic light".
+    (`token_ablation` lets the model speak and looks for the whole word.)
+
+    Every cut of image tokens stands beside a control, in which the same target does not
+    read as many random image tokens that the cut leaves alone. A cut of more than half
+    the image, or of other tokens, has none (NaN): a random set would be made of the
+    cut's own tokens, or of other kinds.
 
     Args:
         vlm: The model.
@@ -75,15 +81,19 @@ def knockout_accuracy(
         (cut, window): "accuracy", the share of them that stay right, 1 where the cut
         has no effect, with "accuracy_low" and "_high" (Wilson, 95 %); "control", the
         same of the random sets; "difference", accuracy minus control, paired, with
-        "_low", "_high" and "difference_p" (Wilcoxon); "change" and "control_change",
+        "_low", "_high" and "difference_p" (Wilcoxon), over the "n_control" items that
+        have both; "change" and "control_change",
         mean change of the answer's probability in percent of its clean probability,
         with bounds; "n", items that have the cut. Over (item, cut, window): "right" and
         "control_right", 1 or 0, and "item_change", NaN where an item has no such cut or
-        the image not enough tokens for its control. `attrs["n_items"]` counts all
-        items, `attrs["n_right"]` those right with nothing cut.
+        the cut no control. `attrs["n_items"]` counts all items, `attrs["n_cropped"]`
+        those whose target no token sees, which are left out with a warning, and
+        `attrs["n_right"]` those right with nothing cut.
 
     Raises:
+        ArgumentError: `items`, `reading` or `windows` hold other things.
         PromptError: There is no item, or one names no target.
+        RegionError: A target lies outside its picture, or no token sees any of them.
         MetricError: No item is answered right, or the reading has no first word.
         InterventionError: There is no cut or no window.
         BlindRowError: A cut leaves a row nothing to read.
@@ -101,29 +111,35 @@ def knockout_accuracy(
         >>> table["accuracy"].dims, "object+1->last" in table["cut"]
         (('cut', 'window'), True)
     """
+    items = several(items, Item, "items", "[Item(image, question, answer)]")
+    one(reading, Reading, "reading", "readings.vqa()")
     names = ids_of([item.id for item in items], "item")
-    layers = named_windows(vlm.cfg.n_layers) if windows is None else windows
+    layers = _windows(vlm, windows)
     if not layers:
         raise InterventionError('no window is given; wanted {"early": range(0, 10)}.')
     kept: dict[str, _Rows] = {}
+    n_cropped = 0
     with bar_of(len(items), False if progress is False else "knockout") as bar:
         for i, item in enumerate(items):
-            todo = _Todo(vlm, item, reading, rule, seed + i)
+            todo = _Todo(vlm, item, reading, rule, (seed, i))
             rows = todo.run(cuts, layers)
-            if rows is not None:
+            n_cropped += rows is None
+            if rows:
                 kept[names[i]] = rows
             bar.update(1)
+    tell_unseen(n_cropped, len(items), "items' targets")
     if not kept:
         raise MetricError(
-            f"none of {len(items)} items is answered right with nothing cut, so there"
-            " is no accuracy to lose. Does the question fit the model, and the answer"
-            " begin as the model begins it?"
+            f"none of {len(items) - n_cropped} items is answered right with nothing"
+            " cut, so there is no accuracy to lose. Does the question fit the model,"
+            " and the answer begin as the model begins it?"
         )
     attrs = {
         "paper": PAPER,
         "model": vlm.cfg.model_name,
         "reading": reading.name,
         "n_items": len(items),
+        "n_cropped": n_cropped,
         "n_right": len(kept),
         "seed": seed,
         "layer_convention": "attention inside layer l is cut",
@@ -133,6 +149,12 @@ def knockout_accuracy(
     ends["last"] = [at[-1] for at in layers.values()]
     coords = {name: ("window", at) for name, at in ends.items()}
     return xr.Dataset(table.arrays(), attrs=attrs).assign_coords(coords)
+
+
+def _windows(vlm: HookedVLM, windows: Mapping[str, range] | None) -> dict[str, range]:
+    if windows is None:
+        return named_windows(vlm.cfg.n_layers)
+    return mapping_to(windows, range, "windows", '{"early": range(0, 10)}')
 
 
 _Rows = Mapping[str, Mapping[str, Float[np.ndarray, " window"]]]
@@ -147,14 +169,18 @@ class _Todo:
     item: Item
     reading: Reading
     rule: Rule
-    seed: int
+    seed: tuple[int, int]
 
     def run(
         self,
         cuts: Callable[[Layout, Positions], Mapping[str, Cut]],
         windows: Mapping[str, range],
     ) -> _Rows | None:
-        """What comes of every cut; None if the answer is wrong with nothing cut."""
+        """What comes of every cut.
+
+        Nothing if the answer is wrong with nothing cut; None if no token sees the
+        target.
+        """
         item, reading = self.item, self.reading
         if reading.first is None:
             raise MetricError(
@@ -165,16 +191,21 @@ class _Todo:
             reading.question(item), item.image, prefix=reading.prefix(item)
         )
         right = list(first_pieces(self.vlm, reading.first(item)))
-        at = prompt.layout.region(item.area, rule=self.rule)
+        at = seen(prompt.layout, item.area, rule=self.rule)
+        if not at:
+            return None
         found = cuts(prompt.layout, at)
         if not found:
             raise InterventionError(f"there is no cut for item {item.id or item!r}.")
         own = shared(self.vlm, prompt)
         clean = intervene(self.vlm, own, NOTHING, progress=False)[0].float()
         if int(clean.argmax()) not in right:
-            return None
+            return {}
         image = prompt.layout["image"]
-        pairs = {name: (cut, self._control(image, cut)) for name, cut in found.items()}
+        pairs = {
+            name: (cut, self._control(image, cut, j))
+            for j, (name, cut) in enumerate(found.items())
+        }
         todo = [
             Knockout(layers, *cut)
             for both in pairs.values()
@@ -185,14 +216,17 @@ class _Todo:
         logits = intervene(self.vlm, own, todo, progress=False).float()
         return _rows(logits, clean, right, pairs, len(windows))
 
-    def _control(self, image: Positions, cut: Cut) -> Cut | None:
-        """The same target, cut off as many random image tokens; None if too few."""
+    def _control(self, image: Positions, cut: Cut, place: int) -> Cut | None:
+        """The same target, cut off as many random image tokens outside the source.
+
+        None where the source is not of image tokens, or not so many are outside.
+        """
         target, source = cut
         outside = image - source
-        pool = outside if len(outside) >= len(source) else image
-        if len(pool) < len(source):
+        if source - image or len(outside) < len(source):
             return None
-        return target, random_sets(pool, len(source), seed=self.seed)[0]
+        seed = (*self.seed, place)
+        return target, random_sets(outside, len(source), seed=seed)[0]
 
 
 def _rows(
@@ -296,7 +330,10 @@ class _Table:
                 f"{name}_low": estimate.low,
                 f"{name}_high": estimate.high,
             }
-        return cell | {"difference_p": over.p, "n": float(len(have["right"]))}
+        counts = {"n": len(have["right"]), "n_control": over.n}
+        return (
+            cell | {"difference_p": over.p} | {k: float(n) for k, n in counts.items()}
+        )
 
 
 _UNITS = {
@@ -307,4 +344,5 @@ _UNITS = {
     "change": "% of clean probability",
     "control_change": "% of clean probability",
     "n": "items",
+    "n_control": "items",
 }

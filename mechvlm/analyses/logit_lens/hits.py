@@ -19,12 +19,15 @@ from mechvlm.analyses.logit_lens.reading import (
 )
 from mechvlm.axes import labelled
 from mechvlm.errors import MetricError, PromptError, TokenError
-from mechvlm.items import Item
+from mechvlm.items import Item, class_of
 from mechvlm.layout import Positions, Rule
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.pieces import first_pieces, spelled
 from mechvlm.posing import ids_of
 from mechvlm.progress import bar_of
+from mechvlm.selecting import seen, tell_unseen
 from mechvlm.statistics import mean_of, paired, random_sets, share_of
+from mechvlm.wanted import several
 
 __all__ = ["object_hit_rate", "object_lens"]
 
@@ -57,6 +60,7 @@ def object_hit_rate(
         layer has any, which an arg-max would call layer 0.
 
     Raises:
+        ArgumentError: `words` is one string, or holds neither words nor ids.
         MetricError: There is no word, or the lens has fewer than `topk`.
         TokenError: A word has several parts and can be no token.
         PromptError: The lens was not asked at one of the positions.
@@ -136,8 +140,11 @@ def object_lens(
     Args:
         vlm: The model.
         items: Pictures with their objects.
-        words: Object's name -> what counts as naming it, as in `object_hit_rate`; None
-            takes the name itself as one whole word. For the lenient reading:
+        words: Object's name -> what counts as naming it, as in `object_hit_rate`. None
+            takes its class (`class_of`: "person" for "person 2") as one whole word,
+            strictly; a class that no single token shows, because it is of several words
+            or tokens, can be found by its first piece alone, leniently
+            (`attrs["by_first_piece"]` lists them). For the lenient reading of all:
             `lambda name: first_pieces(vlm, name)`.
         topk: How many of the lens's best words may be it.
         norm: "final" or "none"; see `logit_lens`.
@@ -155,12 +162,14 @@ def object_lens(
         "mean_best_layer" of the objects that some layer names, as in the paper;
         "share_named", the share of objects that some layer names; and
         "best_rate_over_control", the paired difference over objects with a control,
-        with `attrs["p"]`.
+        with `attrs["p"]`. Objects that no token sees are left out with a warning;
+        `attrs["n_cropped"]` counts them.
 
     Raises:
+        ArgumentError: `items` are no items.
         PromptError: There is no item, or one has no object.
-        TokenError: A name is not exactly one token and `words` is not given.
-        RegionError: An object lies where the model sees nothing.
+        TokenError: The vocabulary has nothing of a name and `words` is not given.
+        RegionError: An object lies outside its picture, or no token sees any of them.
 
     Paper: Neo et al. 2024, arXiv:2410.07149, logit lens.
 
@@ -173,26 +182,40 @@ def object_lens(
         >>> found["hit_rate"].dims, found["mean_best_rate"].dims
         (('object', 'layer'), ('estimate',))
     """
+    items = several(items, Item, "items", "[Item(image, question, objects={...})]")
     if not items or not all(item.objects for item in items):
         raise PromptError(
             f"{len(items)} items, and each needs objects to look for. Give"
             " Item(..., objects={name: box or mask})."
         )
     names = ids_of([item.id for item in items], "item")
-    chosen = words or (lambda name: [vlm.to_single_token(name)])
+    chosen = words or (lambda name: _class_words(vlm, class_of(name)))
     sought = {name: chosen(name) for item in items for name in item.objects}
     things: list[_Thing] = []
+    n_all = sum(len(item.objects) for item in items)
     layers = depths(vlm, None)
     with bar_of(len(items), False if progress is False else "lens") as bar:
         for i, item in enumerate(items):
             asked = vlm.prompt(item.question, item.image, prefix=item.prefix)
-            at = {n: asked.layout.region(a, rule=rule) for n, a in item.objects.items()}
+            at = {n: seen(asked.layout, a, rule=rule) for n, a in item.objects.items()}
             image = asked.layout["image"]
             stream = streams(vlm, asked, image, layers)
             ids = top_words(vlm, stream, topk=topk, norm=norm).ids.numpy()
-            things += _things(vlm, ids, image, at, sought, names[i], seed + i)
+            things += _things(vlm, ids, image, at, sought, names[i], (seed, i))
             bar.update(1)
-    return _table(vlm, things, layers, {"topk": topk, "norm": norm, "seed": seed})
+    n_cropped = n_all - len(things)
+    tell_unseen(n_cropped, n_all, "objects")
+    described: dict[str, object] = {"topk": topk, "norm": norm, "seed": seed}
+    described["n_cropped"] = n_cropped
+    if words is None:
+        classes = sorted({class_of(name) for name in sought})
+        described["by_first_piece"] = [c for c in classes if not spelled(vlm, c)]
+    return _table(vlm, things, layers, described)
+
+
+def _class_words(vlm: HookedVLM, name: str) -> Sequence[str] | Sequence[int]:
+    """A class as one whole word, or its first pieces where no token shows it whole."""
+    return [name] if spelled(vlm, name) else first_pieces(vlm, name)
 
 
 def _things(
@@ -202,16 +225,18 @@ def _things(
     at: dict[str, Positions],
     sought: dict[str, Sought],
     label: str,
-    seed: int,
+    seed: tuple[int, int],
 ) -> list[_Thing]:
-    """Each object of a picture, with its control."""
+    """Each object of a picture that some token sees, with its control."""
     place = {position: i for i, position in enumerate(image)}
     background = image - Positions.of(*at.values())
     words = words_of(vlm, ids)
     found = []
     for j, (name, own) in enumerate(at.items()):
+        if not own:
+            continue
         hits = np.asarray(_hits(ids, words, sought[name]).any(axis=2))
-        control = _drawn(background, len(own), seed * len(at) + j)
+        control = _drawn(background, len(own), (*seed, j))
         rates = [
             _rate(hits, [place[position] for position in group])
             for group in (own, control, background)
@@ -229,7 +254,7 @@ def _rate(
     return np.asarray(hits[:, at].mean(axis=1))
 
 
-def _drawn(background: Positions, size: int, seed: int) -> Positions:
+def _drawn(background: Positions, size: int, seed: Sequence[int]) -> Positions:
     """A random set of this size; none where the background is smaller."""
     enough = len(background) >= size
     return random_sets(background, size, seed=seed)[0] if enough else Positions()
@@ -315,6 +340,7 @@ def _hits(
     sought: Sought,
 ) -> Bool[np.ndarray, "layer position k"]:
     """Where a token is one of those sought."""
+    several(sought, (str, int, np.integer), "words", '["red"]')
     if not sought:
         raise MetricError("no word is given that would count as naming the object.")
     tokens = [each for each in sought if not isinstance(each, str)]

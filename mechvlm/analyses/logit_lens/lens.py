@@ -22,6 +22,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
+from mechvlm.wanted import one
 
 __all__ = ["PAPER", "logit_lens"]
 
@@ -59,6 +60,7 @@ def logit_lens(
         layer at the last position is the model's own prediction.
 
     Raises:
+        ArgumentError: `at` or `layers` is of another kind.
         LayoutError: There is no such position.
         LayerError: A layer does not exist.
         MetricError: `topk` or `norm` means nothing.
@@ -122,6 +124,7 @@ def places(prompt: Prompt, at: str | Positions) -> Positions:
     Raises:
         LayoutError: There is none, or one is outside the prompt.
     """
+    one(at, (str, Positions), "at", 'at="image", or at=Positions.of(3, 4)')
     positions = prompt.layout[at] if isinstance(at, str) else at
     if not positions or positions.indices[-1] > prompt.layout.last:
         raise LayoutError(

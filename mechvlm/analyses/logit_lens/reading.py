@@ -15,6 +15,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.sites import Site
+from mechvlm.wanted import several
 
 __all__ = ["CONVENTION", "Norm", "Tops", "depths", "logits_of", "streams", "top_words"]
 
@@ -41,10 +42,12 @@ def depths(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:
     """The k of the h[k] that are asked for: 0 to the number of layers, inclusive.
 
     Raises:
+        ArgumentError: They are no list of whole numbers.
         LayerError: One of them does not exist, or there is none.
     """
     n_layers = vlm.cfg.n_layers
-    chosen = list(range(n_layers + 1) if layers is None else layers)
+    every = range(n_layers + 1)
+    chosen = several(every if layers is None else layers, int, "layers", "[0, 3]")
     beyond = [k for k in chosen if not 0 <= k <= n_layers]
     if beyond or not chosen:
         raise LayerError(

@@ -20,6 +20,7 @@ from mechvlm.errors import MetricError, TokenError
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
+from mechvlm.wanted import mapping_to
 
 __all__ = ["answer_track"]
 
@@ -51,6 +52,7 @@ def answer_track(
         layer.
 
     Raises:
+        ArgumentError: `answers` are not names to words or ids.
         MetricError: There is no answer, or `norm` means nothing.
         TokenError: An answer is not exactly one token.
 
@@ -64,6 +66,7 @@ def answer_track(
         >>> track["rank"].dims, track.sizes["layer"] == vlm.cfg.n_layers + 1
         (('answer', 'layer'), True)
     """
+    answers = mapping_to(answers, (str, int), "answers", '{"right": "red"}')
     if not answers:
         raise MetricError('no answer is given; wanted {"red": "red"}.')
     tokens = [_token(vlm, answer) for answer in answers.values()]

@@ -15,6 +15,7 @@ from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 from mechvlm.readings import Reading
 from mechvlm.selecting import object_tokens
+from mechvlm.wanted import one, several
 
 __all__ = ["grounded_items"]
 
@@ -48,6 +49,7 @@ def grounded_items(
     Raises:
         InterventionError: There is no item.
         PromptError: An item has no target, or lacks what the reading asks by.
+        ArgumentError: `items` are no items, or `reading` is no reading.
 
     Paper: Neo et al. 2024, arXiv:2410.07149, control of
     hallucination.
@@ -62,6 +64,8 @@ def grounded_items(
         >>> len(mv.grounded_items(vlm, [item], reading)) <= 1
         True
     """
+    one(reading, Reading, "reading", "readings.generative()")
+    items = several(items, Item, "items", "[Item(image, question, answer)]")
     if not items:
         raise InterventionError("items is empty: there is nothing to choose from.")
     shown = False if progress is False else "grounded items"

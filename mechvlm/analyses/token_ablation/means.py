@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 import xarray as xr
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from mechvlm.axes import labelled
-from mechvlm.errors import LayoutError, MissingImageError
+from mechvlm.errors import ArgumentError, LayoutError, MissingImageError
 from mechvlm.items import Picture
 from mechvlm.models.hooked import HookedVLM
 
@@ -36,6 +38,7 @@ def mean_token(vlm: HookedVLM, images: Iterable[Picture]) -> xr.DataArray:
 
     Raises:
         MissingImageError: There is no image.
+        ArgumentError: `images` is one picture.
 
     Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens (table 1).
 
@@ -46,6 +49,7 @@ def mean_token(vlm: HookedVLM, images: Iterable[Picture]) -> xr.DataArray:
         >>> mean.dims, mean.sizes["d_model"] == vlm.cfg.d_model, mean.attrs["n_images"]
         (('d_model',), True, 2)
     """
+    _check_many(images)
     total = torch.zeros(vlm.cfg.d_model, dtype=torch.float64)
     n_images = n_tokens = 0
     for tokens in (_tokens(vlm, image) for image in images):
@@ -75,6 +79,7 @@ def mean_token_per_position(vlm: HookedVLM, images: Iterable[Picture]) -> xr.Dat
 
     Raises:
         MissingImageError: There is no image.
+        ArgumentError: `images` is one picture.
         LayoutError: Images have different numbers of tokens.
 
     Paper: Neo et al. 2024, arXiv:2410.07149, ablation of tokens, with a
@@ -86,6 +91,7 @@ def mean_token_per_position(vlm: HookedVLM, images: Iterable[Picture]) -> xr.Dat
         >>> mv.mean_token_per_position(vlm, [mv.scenes.sample(seed=0).image]).dims
         ('cell', 'd_model')
     """
+    _check_many(images)
     total: Tensor | None = None
     n_images = 0
     for tokens in (_tokens(vlm, image) for image in images):
@@ -108,6 +114,16 @@ def mean_token_per_position(vlm: HookedVLM, images: Iterable[Picture]) -> xr.Dat
         cell=range(n_cells),
         d_model=range(vlm.cfg.d_model),
     )
+
+
+def _check_many(images: Iterable[Picture]) -> None:
+    """Refuse one picture; several are left as they are, to be opened one by one."""
+    alone = isinstance(images, (str, Path, Image.Image))
+    if alone or not isinstance(images, Iterable):
+        raise ArgumentError(
+            f"images is {str(images)!r:.60} ({type(images).__name__}); wanted pictures"
+            ' to take the mean over: ["a.png", "b.png"].'
+        )
 
 
 @torch.no_grad()

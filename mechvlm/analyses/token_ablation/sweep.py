@@ -13,18 +13,21 @@ from torch import Tensor
 from mechvlm.analyses.token_ablation.filling import Filling, Value, asked, filling
 from mechvlm.analyses.token_ablation.means import PAPER
 from mechvlm.analyses.token_ablation.table import Before, Lost, table
-from mechvlm.errors import InterventionError, MechVLMWarning, MetricError, TokenError
+from mechvlm.errors import InterventionError, MechVLMWarning, MetricError
 from mechvlm.interventions import NOTHING, Intervention
 from mechvlm.items import Item
 from mechvlm.layout import Positions
 from mechvlm.models.generation import Generation
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.models.pieces import spelled
+from mechvlm.posing import ids_of
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
 from mechvlm.readings import Reading
 from mechvlm.record import shared
 from mechvlm.selecting import Selector, image_tokens
 from mechvlm.statistics import random_sets
+from mechvlm.wanted import mapping_to, one, several
 
 __all__ = ["token_ablation"]
 
@@ -46,11 +49,17 @@ def token_ablation(
     Each item is asked as each reading says, and answers greedily. Where the answer is
     right, it is asked again with each set of its image tokens replaced, and as often
     with `n_random` random sets of the same size: what random tokens of that number
-    cost too is no effect of the set. Tokens are replaced once, in the prompt; what is
+    cost too is no effect of the set. They are drawn from the whole image, as in the
+    paper, so that a large set and its random ones share tokens, and the control is
+    strict; a set that is the whole pool has no random set but itself, and no control
+    (nan). Tokens are replaced once, in the prompt; what is
     generated is not touched, but reads what has become of them.
 
     To ask whether other tokens know of an object, replace the object's own and read a
     count or its presence: `metric=[readings.counting(), readings.polling()]`.
+
+    An answer is right if the reading's matcher finds it in the text that is said, in
+    whole words; `knockout_accuracy` reads the next token alone, by its first piece.
 
     Args:
         vlm: The model.
@@ -75,8 +84,9 @@ def token_ablation(
         that become wrong (0: none, 1: all), with Wilson's interval "decrease_low",
         "decrease_high"; "control", the same for random sets of equal size; "excess",
         decrease minus control, paired by item, with a bootstrap interval
-        "excess_low", "excess_high" and Wilcoxon's "p"; "n", items counted: right before
-        and with a set that is not empty; "n_empty", right before but with an empty set;
+        "excess_low", "excess_high" and Wilcoxon's "p"; "n_control", the items of these,
+        nan where there is none; "n", items counted: right before and with a set that is
+        not empty; "n_empty", right before but with an empty set;
         "n_tokens", mean size of the set. "log_p_change" is the change of the log
         probability of the first right word, in nats (0: none; nan where a reading or
         its word has no single token to watch), with "log_p_low", "log_p_high",
@@ -86,7 +96,9 @@ def token_ablation(
         "item_log_p_change", "item_log_p_control"; nan where the item was not asked.
 
     Raises:
-        PromptError: An item lacks what a reading or a selector asks by.
+        ArgumentError: `items`, `sets`, `metric` or `pool` hold other things.
+        PromptError: An item lacks what a reading or a selector asks by, or two items
+            share an id.
         RegionError: An object lies outside its picture.
         InterventionError: There is nothing to do, a value does not fit, or a set is
             empty in every item.
@@ -107,8 +119,12 @@ def token_ablation(
         >>> lost.decrease.dims, int(lost.n[0, 0]), bool(lost.log_p_change[0, 0] < 0)
         (('reading', 'set'), 1, True)
     """
-    readings = (metric,) if isinstance(metric, Reading) else tuple(metric)
+    items = several(items, Item, "items", "[Item(image, question, answer)]")
+    sets = mapping_to(sets, Selector, "sets", '{"object": object_tokens()}')
+    readings = [metric] if isinstance(metric, Reading) else _readings(metric)
+    pool = image_tokens() if pool is None else one(pool, Selector, "pool", _POOL)
     _check(items, sets, readings, n_random)
+    ids = ids_of([item.id for item in items], "item")
     put = filling(vlm, items, value, seed)
     shown = False if progress is False else "token ablation"
     with bar_of(2 * len(items) * len(readings), shown) as bar:
@@ -119,7 +135,7 @@ def token_ablation(
                 before[-1].append(_before(vlm, item, reading))
                 bar.update()
             _check_some_right(items, reading, before[-1])
-        control = _Control(pool or image_tokens(), n_random, seed)
+        control = _Control(pool, n_random, seed)
         lost: list[list[list[Lost] | None]] = []
         for reading, answers in zip(readings, before, strict=True):
             lost.append([])
@@ -139,8 +155,14 @@ def token_ablation(
         "seed": seed,
     }
     names = [reading.name for reading in readings]
-    ids = [item.id or str(i) for i, item in enumerate(items)]
     return table(names, ids, list(sets), before, lost, described)
+
+
+_POOL = "pool=background_tokens()"
+
+
+def _readings(metric: object) -> list[Reading]:
+    return several(metric, Reading, "metric", "[readings.vqa(), readings.polling()]")
 
 
 def _check(
@@ -187,7 +209,9 @@ def _said(
     vlm: HookedVLM, prompt: Prompt, arms: Sequence[Intervention], reading: Reading
 ) -> list[Generation]:
     most = reading.max_new_tokens
-    return vlm.generate_many(prompt, arms, max_new_tokens=most, progress=False)
+    return vlm.generate_many(
+        prompt, arms, max_new_tokens=most, logits="first", progress=False
+    )
 
 
 @dataclass(frozen=True)
@@ -198,10 +222,14 @@ class _Control:
     n: int
     seed: int
 
-    def drawn(self, among: Positions, size: int, *place: int) -> list[Positions]:
-        """Random sets of one size; `place` tells draws of one seed apart."""
-        state = np.random.SeedSequence([self.seed, *place]).generate_state(1)
-        return random_sets(among, size, n=self.n, seed=int(state[0]))
+    def drawn(self, among: Positions, at: Positions, *place: int) -> list[Positions]:
+        """Random sets of a set's size; `place` tells draws of one seed apart.
+
+        None where the set is the whole pool: all of them would be the set itself.
+        """
+        if at == among:
+            return []
+        return random_sets(among, len(at), n=self.n, seed=(self.seed, *place))
 
 
 @dataclass(frozen=True)
@@ -221,10 +249,15 @@ class _Ask:
         prompt = asked(vlm, item, self.reading)
         chosen = [selector(vlm, prompt, item) for selector in sets.values()]
         among = control.pool(vlm, prompt, item)
-        every: list[Positions] = []
-        for j, at in enumerate(chosen):
-            drawn = control.drawn(among, len(at), self.i, j) if at else []
-            every += [at, *drawn] if at else []
+        drawn = [
+            control.drawn(among, at, self.i, j) if at else []
+            for j, at in enumerate(chosen)
+        ]
+        every = [
+            each
+            for at, random in zip(chosen, drawn, strict=True)
+            for each in ([at, *random] if at else [])
+        ]
         arms: list[Intervention] = [NOTHING]
         vectors: dict[str, Tensor] = {}
         for k, at in enumerate(every):
@@ -237,39 +270,24 @@ class _Ask:
             max_new_tokens=self.reading.max_new_tokens,
             runs=put.runs(vlm, self.items, self.i, self.reading),
             vectors=vectors,
+            logits="first",
             progress=False,
         )
         outcomes = self._outcomes(said)
         return [
-            Lost(len(at), next(outcomes), [next(outcomes) for _ in range(control.n)])
+            Lost(len(at), next(outcomes), [next(outcomes) for _ in random])
             if at
             else Lost(0, None, [])
-            for at in chosen
+            for at, random in zip(chosen, drawn, strict=True)
         ]
 
     def _outcomes(self, said: Sequence[Generation]) -> Iterator[tuple[bool, float]]:
         """Whether each ablated answer is right, and what the first word lost."""
         item, first = self.items[self.i], self.reading.first
-        tokens = [] if first is None else _spellings(self.vlm, first(item))
+        tokens = [] if first is None else list(spelled(self.vlm, first(item)))
         logs = [_log_p(each, tokens) for each in said]
         for answer, log_p in zip(said[1:], logs[1:], strict=True):
             yield self.reading.right(item, answer.text), log_p - logs[0]
-
-
-def _spellings(vlm: HookedVLM, word: str) -> list[int]:
-    """Tokens that are the word, however it is put at an answer's beginning.
-
-    Upper case and a space in front depend on template and tokenizer. Spellings of
-    several tokens are left out: their first piece may begin other words as well.
-    """
-    found = set()
-    for form in (word, word.lower(), word.capitalize()):
-        for spelling in (form, f" {form}"):
-            try:
-                found.add(vlm.to_single_token(spelling))
-            except TokenError:
-                continue
-    return sorted(found)
 
 
 def _log_p(said: Generation, tokens: list[int]) -> float:

@@ -27,7 +27,8 @@ class Lost(NamedTuple):
     """What ablating one set of one item does, and random sets of its size.
 
     An outcome is whether the answer is right, and by how much the log probability of
-    its first right word changed, in nats; None of an empty set.
+    its first right word changed, in nats; None of an empty set. A set that has no
+    random sets beside itself has no controls.
     """
 
     n_tokens: int
@@ -54,6 +55,7 @@ _PER_SET = {
     "excess_low": ("lower end of the bootstrap's 95 % interval", _SHARE),
     "excess_high": ("upper end of the bootstrap's 95 % interval", _SHARE),
     "p": ("Wilcoxon's signed-rank test of the excess", "two-sided p value"),
+    "n_control": ("items of these with random sets beside", "items"),
     "n": ("items right before whose set is not empty", "items"),
     "n_empty": ("items right before whose set is empty", "items"),
     "n_tokens": ("mean size of the sets that are not empty", "tokens"),
@@ -129,6 +131,8 @@ def _numbers(lost: Lost, *, asked: bool) -> tuple[float, ...]:
     if lost.outcome is None:
         return (0.0 if asked else np.nan, np.nan, np.nan, np.nan, np.nan)
     right, log_p = lost.outcome
+    if not lost.controls:
+        return (float(lost.n_tokens), float(right), np.nan, log_p, np.nan)
     controls = np.array(lost.controls, dtype=float).mean(axis=0)
     return (float(lost.n_tokens), float(right), *controls[:1], log_p, *controls[1:])
 
@@ -138,25 +142,26 @@ def _summary(rows: Float[np.ndarray, "item 5"]) -> dict[str, int | float]:
     asked = rows[~np.isnan(rows[:, 0])]
     kept = asked[asked[:, 0] > 0]
     wrong, control = 1 - kept[:, 1], 1 - kept[:, 2]
-    watched = kept[~np.isnan(kept[:, 3])]
-    decrease, excess = share_of(wrong == 1), paired(wrong, control)
+    told, watched = ~np.isnan(control), kept[~np.isnan(kept[:, 3])]
+    decrease, excess = share_of(wrong == 1), paired(wrong[told], control[told])
     log_p = mean_of(watched[:, 3])
     return {
         "decrease": decrease.mean,
         "decrease_low": decrease.low,
         "decrease_high": decrease.high,
-        "control": _mean(control),
+        "control": _mean(control[told]),
         "excess": excess.mean,
         "excess_low": excess.low,
         "excess_high": excess.high,
         "p": excess.p,
+        "n_control": excess.n,
         "n": len(kept),
         "n_empty": len(asked) - len(kept),
         "n_tokens": _mean(kept[:, 0]),
         "log_p_change": log_p.mean,
         "log_p_low": log_p.low,
         "log_p_high": log_p.high,
-        "log_p_control": _mean(watched[:, 4]),
+        "log_p_control": _mean(watched[~np.isnan(watched[:, 4]), 4]),
         "n_log_p": len(watched),
     }
 

@@ -20,6 +20,7 @@ from mechvlm.interventions import Intervention
 from mechvlm.models.attention import Answer, Asked, answering
 from mechvlm.models.generation import (
     Generation,
+    KeptLogits,
     Speaker,
     check_arms,
     ends_of,
@@ -51,6 +52,7 @@ def generate_many(
     max_new_tokens: int,
     sources: Sources,
     *,
+    logits: KeptLogits,
     batch_tokens: int | None,
     progress: str | bool | None,
 ) -> list[Generation]:
@@ -69,9 +71,10 @@ def generate_many(
     with bar_of(len(arms), progress) as bar:
         for members in _chunks(items, most, max_new_tokens - 1):
             together = _Arms(vlm, base, setting, [items[i] for i in members], sources)
-            answers = _spoken(together, max_new_tokens, ends_of(vlm.hf_model))
-            for i, (chosen, logits) in zip(members, answers, strict=True):
-                found[i] = said(vlm, prompt, arms[i], chosen, logits)
+            ends = ends_of(vlm.hf_model)
+            answers = _spoken(together, max_new_tokens, ends, logits)
+            for i, (chosen, kept) in zip(members, answers, strict=True):
+                found[i] = said(vlm, prompt, arms[i], chosen, kept)
             bar.update(len(members))
     return [found[i] for i in range(len(arms))]
 
@@ -98,20 +101,24 @@ def _chunks(items: Sequence[Item], most: int, more: int) -> Iterator[tuple[int, 
 
 
 def _spoken(
-    arms: _Arms, max_new_tokens: int, ends: set[int]
-) -> list[tuple[list[int], Float[Tensor, "new vocab"]]]:
+    arms: _Arms, max_new_tokens: int, ends: set[int], logits: KeptLogits
+) -> list[tuple[list[int], Float[Tensor, "step vocab"]]]:
     """Token ids of each arm's answer, and the logits that they were chosen from."""
     steps = [arms.start()]
     chosen = steps[0].argmax(dim=-1)
     words = [[word] for word in chosen.tolist()]
-    while len(steps) < max_new_tokens and any(said[-1] not in ends for said in words):
-        steps.append(arms.go_on(chosen))
-        chosen = steps[-1].argmax(dim=-1)
+    for _ in range(max_new_tokens - 1):
+        if all(said[-1] in ends for said in words):
+            break
+        step = arms.go_on(chosen)
+        chosen = step.argmax(dim=-1)
         for said_so_far, word in zip(words, chosen.tolist(), strict=True):
             if said_so_far[-1] not in ends:
                 said_so_far.append(word)
-    logits = torch.stack(steps, dim=1)
-    return [(w, logits[i, : len(w)].clone()) for i, w in enumerate(words)]
+        if logits == "all":
+            steps.append(step)
+    kept = torch.stack(steps, dim=1)
+    return [(w, kept[i, : len(w)].clone()) for i, w in enumerate(words)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -12,14 +10,14 @@ import xarray as xr
 from mechvlm.analyses.knockout_table import flow_cuts, knockout_accuracy
 from mechvlm.analyses.logit_lens import object_lens
 from mechvlm.analyses.token_ablation import token_ablation
-from mechvlm.datasets import coco
-from mechvlm.errors import MetricError
+from mechvlm.errors import InterventionError, MetricError, TokenError
 from mechvlm.items import Item
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.pieces import first_pieces
-from mechvlm.readings import Reading, counting, generative, polling, vqa
-from mechvlm.reproduce.finding import Claim, Finding, Row
-from mechvlm.reproduce.material import DESCRIBE, HOW_MANY, PRESENCE, items
+from mechvlm.readings import Reading
+from mechvlm.reproduce.finding import Claim, Finding
+from mechvlm.reproduce.neo.material import Pictures, Session, of_folder, of_scenes
+from mechvlm.reproduce.neo.tables import ablation_rows, cut_rows, lens_lines, lens_rows
 from mechvlm.reproduce.shapes import columns, stacked, titled
 from mechvlm.reproduce.study import Study
 from mechvlm.selecting import (
@@ -28,74 +26,21 @@ from mechvlm.selecting import (
     object_tokens,
     register_tokens,
 )
-from mechvlm.statistics import mean_of
 from mechvlm.viz import bars, curves
 
-__all__ = ["NEO", "Pictures"]
+__all__ = ["NEO"]
 
-SEED = 42
 N_ATTRIBUTED = 8
 """Tokens that integrated gradients choose: about as many as an object has."""
 
 N_RANDOM = 2
 """Random sets for each set and item: intervals come from the items."""
 
+N_DRAWN = 500
+"""Draws of items for an interval of layers."""
+
 FEW = 12
 """Items that integrated gradients are taken of; each costs dozens of passes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Questions about objects in pictures, and how they are asked.
-
-    Attributes:
-        items: Each with its target and all objects of the picture.
-        crowded: Pictures in which objects overlap or are of one class.
-        routed: Questions whose answers take different ways through the model.
-        readings: Ways to ask and to read success.
-        counting: How the number of objects is asked.
-        words: What names an object, from its name; None takes its first pieces.
-    """
-
-    items: Sequence[Item]
-    crowded: Sequence[Item]
-    routed: Sequence[Item]
-    readings: Sequence[Reading]
-    counting: Reading
-    words: Callable[[str], Sequence[str]] | None
-
-
-def of_scenes(n: int) -> Pictures:
-    """Synthetic scenes, asked for a thing's colour."""
-    readings = (
-        generative(DESCRIBE, max_new_tokens=24),
-        polling(PRESENCE, max_new_tokens=2),
-        vqa(max_new_tokens=2),
-    )
-    return Pictures(
-        items(n, SEED),
-        items(n // 2, SEED + 1, overlapping=True),
-        [*items(n // 2, SEED, "shape"), *items(n // 2, SEED, "color_at")],
-        readings,
-        counting(HOW_MANY, max_new_tokens=2),
-        str.split,
-    )
-
-
-def of_folder(folder: Path, n: int) -> Pictures:
-    """COCO pictures: `instances.json` and `images/`."""
-    found = coco.read(folder / "instances.json", folder / "images", limit=n)
-    crowded = [item for item in found if len(item.objects) > 1]
-    readings = (generative(), polling(), vqa())
-    return Pictures(found, crowded, found, readings, counting(), None)
-
-
-@dataclass(frozen=True, eq=False)
-class Session:
-    """Questions before a model."""
-
-    vlm: HookedVLM
-    pictures: Pictures
 
 
 def _ablated(session: Session) -> Finding:
@@ -106,10 +51,7 @@ def _ablated(session: Session) -> Finding:
         "register": register_tokens(),
     }
     found = _lost(vlm, pictures.items, sets, pictures.readings)
-    chosen = {"gradients": attribution_tokens(N_ATTRIBUTED, steps=16)}
-    attributed = token_ablation(
-        vlm, pictures.items[:FEW], chosen, metric=pictures.readings[-1]
-    )
+    attributed = _attributed(vlm, pictures)
     decrease = found["decrease"].assign_coords(
         low=found["decrease_low"], high=found["decrease_high"]
     )
@@ -123,18 +65,34 @@ def _ablated(session: Session) -> Finding:
         f"{last}: {own:.0f} % of right answers are lost with the object's tokens,"
         f" {random:.0f} % with as many random ones; paired excess over random, lower"
         f" ends: {', '.join(f'{100 * float(x):.0f} %' for x in excess)}.",
-        bool((excess > 0).all()),
-        [*_ablation_rows(found), *_ablation_rows(attributed)[1:]],
-        {"token_ablation": found, "token_ablation_gradients": attributed},
+        None if bool(excess.isnull().any()) else bool((excess > 0).all()),
+        [
+            *ablation_rows(found),
+            *(row for each in attributed for row in ablation_rows(each)[1:]),
+        ],
+        {"token_ablation": found, **dict(zip(_GRADIENTS, attributed, strict=False))},
         bars(decrease.assign_attrs(titled("Right answers lost", found))),
     )
+
+
+_GRADIENTS = ("token_ablation_gradients",)
+
+
+def _attributed(vlm: HookedVLM, pictures: Pictures) -> list[xr.Dataset]:
+    """Ablation of what gradients choose, where answers are single tokens."""
+    chosen = {"gradients": attribution_tokens(N_ATTRIBUTED, steps=16)}
+    few, reading = pictures.items[:FEW], pictures.readings[-1]
+    try:
+        return [token_ablation(vlm, few, chosen, metric=reading, n_random=N_RANDOM)]
+    except TokenError:
+        return []
 
 
 def _lens(session: Session) -> Finding:
     vlm, pictures = session.vlm, session.pictures
     found = _object_lens(vlm, pictures, pictures.items)
     low = float(found["best_rate_over_control"].sel(estimate="low"))
-    lines = _lens_lines(found, "Image tokens that decode to their object")
+    lines = lens_lines(found, "Image tokens that decode to their object")
     own = lines.sel(tokens="object")
     rises = float(own["low"].max()) > float(own["high"][0])
     best, layer = (
@@ -147,7 +105,7 @@ def _lens(session: Session) -> Finding:
         f" h[{layer['mean']:.1f}] of {found.sizes['layer']}; above as many background"
         f" tokens by at least {100 * low:.0f} points.",
         low > 0 and rises,
-        _lens_rows(found),
+        lens_rows(found),
         {"logit_lens": found},
         curves(lines),
     )
@@ -174,13 +132,13 @@ def _flows(session: Session) -> Finding:
     ).assign_attrs(titled("Answer's probability with a flow cut", found))
     changes = {cut: found["change"].sel(cut=cut).values for cut in cuts}
     told = "; ".join(f"{cut} {_told(change)}" for cut, change in changes.items())
-    first, second = (_until(changes[cut]) for cut in cuts[:2])
     ends = found["change_high"].sel(cut=list(cuts[:2]))[:, 0]
+    apart = _apart(*(found["item_change"].sel(cut=cut).values for cut in cuts[:2]))
     return Finding(
         f"change of the answer's probability with the cut from layer 0 on, and where"
         f" half of that is left: {told}.",
-        first != second and bool((ends < 0).all()),
-        _cut_rows(found, "change"),
+        apart and bool((ends < 0).all()),
+        cut_rows(found, "change"),
         {"knockout_flows": found},
         curves(lines),
     )
@@ -199,10 +157,10 @@ def _table_2(session: Session) -> Finding:
     own, around, rest = (100 * float(x) for x in here)
     return Finding(
         f"with the cut in all layers {own:.0f} % stay right (object), {around:.0f} %"
-        f" (object and ring), {rest:.0f} % (all others); with the object cut off from"
-        f" the last row {100 * float(aside):.0f} %.",
+        f" (object and ring), {rest:.0f} % (all others); with object and ring cut"
+        f" off from the last row {100 * float(aside):.0f} %.",
         bool(found["difference_high"].sel(cut="object+1->last", window="all") < 0),
-        _cut_rows(found, "accuracy"),
+        cut_rows(found, "accuracy"),
         {"knockout_table": found},
         curves(picture.assign_attrs(titled("Answers that stay right", found))),
     )
@@ -215,6 +173,8 @@ def _background(session: Session) -> Finding:
     readings = (pictures.counting, pictures.readings[1])
     sets = {"object": object_tokens(), "object + 1": object_tokens(buffer=1)}
     found = _lost(vlm, several, sets, readings)
+    if "counting" not in found["reading"]:
+        raise MetricError("no count is right with nothing ablated.")
     lost, random = (
         100 * float(found[name].sel(reading="counting", set="object"))
         for name in ("decrease", "control")
@@ -224,7 +184,7 @@ def _background(session: Session) -> Finding:
         f" ({random:.0f} % with as many random ones): the rest of the image keeps the"
         f" count in {100 - lost:.0f} % of cases.",
         None,
-        _ablation_rows(found),
+        ablation_rows(found),
         {"global_features": found},
         bars(
             found["decrease"]
@@ -247,9 +207,9 @@ def _crowded(session: Session) -> Finding:
         f" layer by a token of their own, above background by {100 * low:.0f} points or"
         " more.",
         None,
-        _lens_rows(found),
+        lens_rows(found),
         {"crowded": found},
-        curves(_lens_lines(found, "Tokens that decode to their object, crowded")),
+        curves(lens_lines(found, "Tokens that decode to their object, crowded")),
     )
 
 
@@ -275,7 +235,7 @@ def _lost(
             found.append(
                 token_ablation(vlm, asked, there, metric=reading, n_random=N_RANDOM)
             )
-        except MetricError:  # nothing is right before, so nothing can be lost
+        except (MetricError, InterventionError):  # nothing is right that could be lost
             continue
     if not found:
         raise MetricError(f"no answer is right to {asked[0].question!r} and the like.")
@@ -298,77 +258,28 @@ def _object_lens(
     return object_lens(vlm, chosen, words=lambda name: first_pieces(vlm, name))
 
 
-def _lens_lines(found: xr.Dataset, title: str) -> xr.DataArray:
-    """Mean over objects of the own words' rate and its control, by layer."""
-    return stacked(
-        {
-            "object": _over_objects(found["hit_rate"]),
-            "background": _over_objects(found["control_rate"]),
-        },
-        "tokens",
-        title,
-    ).assign_attrs(titled(title, found))
-
-
-def _over_objects(rates: xr.DataArray) -> xr.DataArray:
-    every = rates.transpose("layer", "object").values
-    told = [mean_of(row[np.isfinite(row)]) for row in every]
-    mean, low, high = (np.array([each[i] for each in told]) for i in range(3))
-    return xr.DataArray(
-        mean,
-        dims="layer",
-        coords={
-            "layer": rates["layer"].values,
-            "low": ("layer", low),
-            "high": ("layer", high),
-        },
-        attrs=rates.attrs,
-    )
-
-
 def _until(change: np.ndarray) -> int:
-    """First layer from which on a cut has less than half of its effect from 0 on."""
-    return int(np.flatnonzero(np.append(change, 0.0) >= change[0] / 2)[0])
+    """First layer from which on a cut never has half of its effect from 0 on."""
+    return int(np.flatnonzero(np.append(-np.inf, change) <= change[0] / 2)[-1])
+
+
+def _apart(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether two cuts lose their effect in different layers; both `[item layer]`.
+
+    Items are drawn again and again, the same ones for both; the layers must lie apart
+    in the same direction in 95 % of draws.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(ours), size=(N_DRAWN, len(ours)))
+    gaps = [_until(ours[i].mean(0)) - _until(theirs[i].mean(0)) for i in drawn]
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    return bool(low > 0 or high < 0)
 
 
 def _told(change: np.ndarray) -> str:
     at = _until(change)
     left = "nothing to halve" if at == 0 else f"half from layer {at} on"
     return f"{change[0]:+.0f} %, {left}"
-
-
-def _ablation_rows(found: xr.Dataset) -> list[Row]:
-    names = (
-        *("n_tokens", "n", "decrease", "decrease_low", "decrease_high", "control"),
-        *("excess", "excess_low", "excess_high", "p"),
-    )
-    rows: list[Row] = [("reading", "set", *names)]
-    for reading in found["reading"].values:
-        for name in found["set"].values:
-            here = found.sel(reading=reading, set=name)
-            rows.append((str(reading), str(name), *(float(here[x]) for x in names)))
-    return rows
-
-
-def _lens_rows(found: xr.Dataset) -> list[Row]:
-    lines = _lens_lines(found, "")
-    rows: list[Row] = [("layer", "tokens", "share", "low", "high")]
-    for layer in lines["layer"].values:
-        for name in lines["tokens"].values:
-            here = lines.sel(layer=layer, tokens=name)
-            ends = (float(here), float(here["low"]), float(here["high"]))
-            rows.append((int(layer), str(name), *ends))
-    return rows
-
-
-def _cut_rows(found: xr.Dataset, name: str) -> list[Row]:
-    columns_ = (name, f"{name}_low", f"{name}_high", "control", "n")
-    rows: list[Row] = [("cut", "window", *columns_)]
-    for cut in found["cut"].values:
-        for window in found["window"].values:
-            here = found.sel(cut=cut, window=window)
-            rows.append((str(cut), str(window), *(float(here[x]) for x in columns_)))
-    return rows
 
 
 NEO = Study(
