@@ -241,18 +241,18 @@ def test_trap_09_a_model_that_says_the_image_token_goes_on_talking(monkeypatch):
 
 def test_trap_19_nothing_is_cut_in_the_first_arm_of_every_flow(spoken):
     """The no-op is in the table, and every change is told beside it, paired, with n."""
-    vlm, asked = spoken
+    vlm, asked = spoken[0], spoken[1] * 3  # six: fewer have no interval
     judge = ObjectListJudge(tiny.WORDS[6:])
     found = mv.caption_knockout(vlm, asked, flows=FLOWS, **SHORT | {"judge": judge})
     still = found.sel(cut="nothing")
     assert found["cut"].values[0] == "nothing"
-    assert still["f1"].values.tolist() == [[1.0] * 4] * 2
+    assert still["f1"].values.tolist() == [[1.0] * 4] * 6
     assert still["identical"].values.all()
     assert still["change"].values.tolist() == [0.0] * 4
-    assert found["n"].sel(measure="f1").values.tolist() == [[2.0, 2.0]] * 4
+    assert found["n"].sel(measure="f1").values.tolist() == [[6.0, 6.0]] * 4
     by_hand = (found["f1"] - still["f1"]).mean("prompt")
     np.testing.assert_allclose(found["change"].values, by_hand.values)
-    assert found["change_n"].values.tolist() == [[2.0, 2.0]] * 4
+    assert found["change_n"].values.tolist() == [[6.0, 6.0]] * 4
     low, mean, high = (
         found[name].sel(measure="f1") for name in ("low", "mean", "high")
     )

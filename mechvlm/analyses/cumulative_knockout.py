@@ -15,7 +15,6 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.posing import Arms, Posed, outcome, tables
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
-from mechvlm.wanted import several
 
 __all__ = ["cumulative_knockout"]
 
@@ -82,7 +81,6 @@ def cumulative_knockout(
         >>> cut["rate"].dims, cut.sizes["n_cut"], bool(cut["change"][0] == 0)
         (('n_cut',), 9, True)
     """
-    posed = several(posed, Posed, "posed", '[Posed(prompt, ("red",))]')
     n_layers = vlm.cfg.n_layers
     counts = range(1, n_layers + 1)
     if direction == "top-down":

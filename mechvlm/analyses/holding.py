@@ -28,8 +28,6 @@ __all__ = ["back_patch", "freeze"]
 
 PAPER = "arXiv:2412.14133"
 
-_POSED = '[Posed(prompt, ("red",))]'
-
 _UNTIL = 20 / 32
 """The paper's last frozen layer, of the layers of its first model."""
 
@@ -99,7 +97,6 @@ def freeze(
         >>> held["rate"].dims, bool(held["p_answer"][0, 1] == held["p_answer_clean"][0])
         (('source',), True)
     """
-    posed = several(posed, Posed, "posed", _POSED)
     last = vlm.cfg.n_layers - 1
     end = min(last, round(vlm.cfg.n_layers * _UNTIL)) if until is None else until
     if not 0 <= end <= last:
@@ -188,7 +185,6 @@ def back_patch(
         >>> grid["rate"].dims, bool(grid["rate"].isnull().sel(source=1, target=2))
         (('source', 'target'), True)
     """
-    posed = several(posed, Posed, "posed", _POSED)
     if later not in ("recomputed", "clean"):
         raise InterventionError(f"later={later!r}: wanted 'recomputed' or 'clean'.")
     froms, tos = _sides(vlm.cfg.n_layers, sources, targets, window)

@@ -103,7 +103,8 @@ def generate(
     ends = ends_of(vlm.hf_model)
     # A plain cache: one that drops old keys would break "key index == position".
     inputs: dict[str, Any] = dict(prompt.inputs) | {"past_key_values": DynamicCache()}
-    rows, chosen, kept = range(prompt.layout.n), [], []
+    kept: list[Tensor] = []
+    rows, chosen = range(prompt.layout.n), []
     while True:
         step = _step(vlm, inputs, hooks=list(hooks_of(intervention, rows, sources)))
         if logits == "all" or not kept:

@@ -186,17 +186,12 @@ def word_rows(
     """
     longer = continued(vlm, prompt, generation)
     ids = generation.ids.tolist()
-    # The words that have begun with each token, so that words are split in one way.
-    heard = [words(_text(vlm, ids[: i + 1])) for i in range(len(ids))]
-    said, wanted = heard[-1] if heard else (), words(word)
-    at = _first(wanted, said)
-    if at is None:
+    heard = [_text(vlm, ids[: i + 1]) for i in range(len(ids))]
+    steps = spanned(heard, word)
+    if not steps:
         raise TokenError(f"{word!r} was not said; the answer is {generation.text!r}.")
-    stop = at + len(wanted)
-    begun = next(i for i, each in enumerate(heard) if len(each) > at)
-    whole = next(i for i, each in enumerate(heard) if each[:stop] == said[:stop])
     first = longer.layout.n - len(ids) - (side == "predicting")
-    return Positions.of(range(first + begun, first + whole + 1))
+    return Positions.of(first + i for i in steps)
 
 
 def _text(vlm: HookedVLM, ids: Sequence[int]) -> str:
@@ -205,8 +200,25 @@ def _text(vlm: HookedVLM, ids: Sequence[int]) -> str:
     return text
 
 
-def _first(wanted: tuple[str, ...], said: tuple[str, ...]) -> int | None:
-    """Where some words first stand in a row; None if nowhere."""
-    n = len(wanted)
-    places = range(len(said) - n + 1) if n else range(0)
-    return next((i for i in places if said[i : i + n] == wanted), None)
+def spanned(heard: Sequence[str], word: str) -> range:
+    """Steps at which the first mention of a word begins and goes on until it is whole.
+
+    All is compared as words (`mechvlm.matching.words`), so that what counts as said
+    has its steps.
+
+    Args:
+        heard: What has been said by the end of each step, from the beginning on.
+        word: Word or words.
+
+    Returns:
+        Steps in a row; empty if it was not said.
+    """
+    known, wanted = [words(each) for each in heard], words(word)
+    said, n = known[-1] if known else (), len(wanted)
+    found = [i for i in range(len(said) - n + 1) if n and said[i : i + n] == wanted]
+    if not found:
+        return range(0)
+    at, stop = found[0], found[0] + n
+    begun = next(i for i, each in enumerate(known) if len(each) > at)
+    whole = next(i for i, each in enumerate(known) if each[:stop] == said[:stop])
+    return range(begun, whole + 1)

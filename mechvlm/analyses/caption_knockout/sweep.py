@@ -95,7 +95,8 @@ def caption_knockout(
         - text, n_tokens, identical: the description, its length with the
           end-of-sequence token, and whether it is the reference to the letter.
         - named, lost: objects, as JSON; see `lost_objects`.
-        - mean, low, high, n (measure, flow, cut): over prompts, with intervals of 95 %.
+        - mean, low, high, n (measure, flow, cut): over prompts, with intervals of 95 %
+          (nan where too few prompts have a score; see `statistics.mean_of`).
         - change, change_low, change_high, change_n, change_p (flow, cut): F1 less F1
           with nothing cut, paired over prompts; 0 changes nothing.
 
