@@ -17,12 +17,10 @@ class Course:
     Attributes:
         name: Of the checkpoint.
         language: The stages of the language model and the projector, in their order.
-        fresh: Those of them that see new pictures, which no stage before them saw.
     """
 
     name: str
     language: dict[str, Recipe]
-    fresh: frozenset[str] = frozenset()
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -32,17 +30,6 @@ class Course:
 
 _PLANTING = Asking(tokens=_ROW, again=0.22, blind_describe=0.25, blind_again=0.5)
 _PLAIN = Asking(tokens=_ROW, again=0.22, blind_describe=0.0, blind_again=0.0)
-_JOINT = Recipe(
-    steps=4500,
-    rate=7e-4,
-    seed=14,
-    pictures=7,
-    mosaics=2,
-    texts=1,
-    language=True,
-    projector=True,
-    asking=_PLANTING,
-)
 MAIN = Course(
     "demo",
     {
@@ -68,10 +55,18 @@ MAIN = Course(
             projector=True,
             asking=_PLANTING,
         ),
-        "joint": _JOINT,
-        "polish": replace(_JOINT, steps=1000, rate=4e-4, seed=15),
+        "joint": Recipe(
+            steps=4500,
+            rate=7e-4,
+            seed=14,
+            pictures=7,
+            mosaics=2,
+            texts=1,
+            language=True,
+            projector=True,
+            asking=_PLANTING,
+        ),
     },
-    fresh=frozenset({"polish"}),
 )
 CONTROL = Course(
     "demo-control",

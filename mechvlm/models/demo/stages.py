@@ -19,7 +19,6 @@ from mechvlm.models.demo.vision import VisionRecipe, features, train_vision
 
 NETWORK_SEED = 0
 POOL_SEED = 1
-FRESH_POOL_SEED = 2
 N_SCENES = 12_000
 
 
@@ -70,9 +69,6 @@ def run_stages(
     for stage in course.stages:
         plan = course.language.get(stage, VISION)
         recipe += f"; {stage} {plan}, cap {cap}"
-        if stage in course.fresh:
-            pool, seen = make_pool(len(pool.scenes), FRESH_POOL_SEED), None
-            recipe += f", pool of {FRESH_POOL_SEED}"
         path = scratch / (
             "vision.pt" if stage == "vision" else f"{course.name}-{stage}.pt"
         )
