@@ -85,10 +85,6 @@ def knockout_windows(
         (('cut', 'layer'), 8)
     """
     cuts = _pairs(cuts)
-    if not cuts:
-        raise InterventionError(
-            'no cut is given; wanted {"image->last": ("last", "image")}.'
-        )
     token = _token(vlm, answer)
     n_layers = vlm.cfg.n_layers
     how: dict[str, str | int] = {"mode": mode if windows is None else "named"}
@@ -131,8 +127,12 @@ def _pairs(cuts: Mapping[str, Cut]) -> Mapping[str, Cut]:
 
     Raises:
         ArgumentError: They are not that.
+        InterventionError: There is none.
     """
-    pairs = mapping_to(cuts, tuple, "cuts", '{"image->last": ("last", "image")}')
+    example = '{"image->last": ("last", "image")}'
+    pairs = mapping_to(cuts, tuple, "cuts", example)
+    if not pairs:
+        raise InterventionError(f"no cut is given; wanted {example}.")
     for name, pair in pairs.items():
         if len(pair) != 2:
             raise ArgumentError(

@@ -101,14 +101,9 @@ def localization_accuracy(
     """
     if objects not in ("named", "lost"):
         raise InterventionError(f"objects={objects!r}: wanted 'named' or 'lost'.")
-    items = several(items, Item, "items", "[Item(image, question, objects={...})]")
+    items = _with_objects(items)
     one(reading, Reading, "reading", "readings.generative()")
     names = ids_of([item.id for item in items], "item")
-    if not all(item.objects for item in items):
-        raise PromptError(
-            "an item has no objects to look for. Give Item(..., objects={name: box or"
-            " mask})."
-        )
     todo = _Todo(vlm, reading, objects, word, rule, tolerance_cells)
     found: dict[str, _Measures] = {}
     n_named = n_cropped = 0
@@ -140,6 +135,17 @@ def localization_accuracy(
         "layer_convention": "attention inside layer l",
     }
     return xr.Dataset(_table(found, vlm.cfg.n_layers), attrs=attrs)
+
+
+def _with_objects(items: Sequence[Item]) -> list[Item]:
+    """The items in a list, each of which has objects."""
+    found = several(items, Item, "items", "[Item(image, question, objects={...})]")
+    if not all(item.objects for item in found):
+        raise PromptError(
+            "an item has no objects to look for. Give Item(..., objects={name: box or"
+            " mask})."
+        )
+    return found
 
 
 _Measures = Mapping[str, Float[np.ndarray, " layer"]]
