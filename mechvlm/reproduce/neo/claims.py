@@ -18,7 +18,7 @@ from mechvlm.readings import Reading
 from mechvlm.reproduce.finding import Claim, Finding
 from mechvlm.reproduce.neo.material import Pictures, Session, of_folder, of_scenes
 from mechvlm.reproduce.neo.tables import ablation_rows, cut_rows, lens_lines, lens_rows
-from mechvlm.reproduce.shapes import columns, stacked, titled
+from mechvlm.reproduce.shapes import beyond, columns, stacked, titled
 from mechvlm.reproduce.study import Study
 from mechvlm.selecting import (
     Selector,
@@ -104,7 +104,7 @@ def _lens(session: Session) -> Finding:
         f" {100 * best['high']:.0f}) at the best layer, on average"
         f" h[{layer['mean']:.1f}] of {found.sizes['layer']}; above as many background"
         f" tokens by at least {100 * low:.0f} points.",
-        low > 0 and rises,
+        beyond(low) and rises,
         lens_rows(found),
         {"logit_lens": found},
         curves(lines),
@@ -154,12 +154,13 @@ def _table_2(session: Session) -> Finding:
     )
     picture = found["accuracy"].sel(cut=list(shown)).assign_coords(low=low, high=high)
     aside = found["accuracy"].sel(cut="object+1->last row", window="all")
+    cost = found["difference_high"]
     own, around, rest = (100 * float(x) for x in here)
     return Finding(
         f"with the cut in all layers {own:.0f} % stay right (object), {around:.0f} %"
         f" (object and ring), {rest:.0f} % (all others); with object and ring cut"
         f" off from the last row {100 * float(aside):.0f} %.",
-        bool(found["difference_high"].sel(cut="object+1->last", window="all") < 0),
+        beyond(-float(cost.sel(cut="object+1->last", window="all"))),
         cut_rows(found, "accuracy"),
         {"knockout_table": found},
         curves(picture.assign_attrs(titled("Answers that stay right", found))),
