@@ -18,7 +18,7 @@ from mechvlm.models.demo.curriculum import (
     picture_row,
     text_row,
 )
-from mechvlm.models.demo.network import optimizer_of
+from mechvlm.models.demo.network import N_PATCHES, optimizer_of
 from mechvlm.models.demo.packing import IMAGE_AT, UNASKED, Batch, pack
 from mechvlm.models.demo.pool import Pool
 from mechvlm.models.demo.schedule import Log, cosine
@@ -161,7 +161,7 @@ def _draw(pool: Pool, recipe: Recipe, rng: np.random.Generator) -> Step:
 def _loss(
     network: LlavaForConditionalGeneration, step: Step, seen: Features, log: Log
 ) -> Float[Tensor, ""]:
-    images = []
+    images = [torch.empty(0, N_PATCHES, network.lm_head.in_features)]
     if step.pictures:
         images.append(network.model.multi_modal_projector(seen[step.pictures]))
     if step.mosaics:
@@ -169,8 +169,7 @@ def _loss(
         weights = _stacked([m.weights for m in step.mosaics])
         embedded = network.model.language_model.embed_tokens(words)
         images.append((embedded * weights[..., None]).sum(dim=2))
-    shown = torch.cat(images) if images else torch.empty(0, 0, 0)
-    hidden = hidden_states(network, step.batch, shown)
+    hidden = hidden_states(network, step.batch, torch.cat(images))
     loss = _answer_loss(network, step.batch, hidden, log)
     if step.mosaics:
         first = len(step.pictures)
