@@ -34,6 +34,12 @@ def measured() -> None:
             shutil.copy(page.parent / "findings.json", KEPT / f"{paper}.json")
 
 
+def shortened(told: dict[str, str]) -> str:
+    """The first clause of what a model shows; the report has all of it."""
+    first = told["here"].split("; ")[0].split(". ")[0].rstrip(".")
+    return first.replace("|", "/")
+
+
 def rows(paper: str) -> list[str]:
     """One line for each claim of a paper."""
     told: dict[str, Any] = json.loads((KEPT / f"{paper}.json").read_text())
@@ -41,8 +47,7 @@ def rows(paper: str) -> list[str]:
     for claim in told["claims"]:
         models = claim["models"]
         marks = [MARKS[models[name]["verdict"]] for name in ("demo", "demo-control")]
-        here = models["demo"]["here"].replace("|", "/")
-        cells = [PAPERS[paper], claim["claim"], *marks, here]
+        cells = [PAPERS[paper], claim["claim"], *marks, shortened(models["demo"])]
         found.append(f"| {' | '.join(cells)} |")
     return found
 
