@@ -35,8 +35,8 @@ def measured() -> None:
 
 
 def shortened(told: dict[str, str]) -> str:
-    """The first clause of what a model shows; the report has all of it."""
-    first = told["here"].split("; ")[0].split(". ")[0].rstrip(".")
+    """The first sentence of what a model shows; the report has all of it."""
+    first = told["here"].split(". ")[0].rstrip(".")
     return first.replace("|", "/")
 
 
