@@ -363,4 +363,4 @@ def test_every_error_is_one_of_pythons_own_too():
             assert any(own in kind.__mro__ for own in PYTHONS), kind
 
 
-PYTHONS = (ValueError, RuntimeError, OSError, LookupError)
+PYTHONS = (ValueError, TypeError, RuntimeError, OSError, LookupError)
