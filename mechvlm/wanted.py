@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from operator import index
+from typing import SupportsIndex, TypeVar
 
-from mechvlm.errors import ArgumentError
+import numpy as np
 
-__all__ = ["mapping_to", "one", "several", "words_of"]
+from mechvlm.errors import ArgumentError, LayerError
+
+__all__ = ["layers_in", "mapping_to", "one", "several", "words_of"]
 
 T = TypeVar("T")
 
@@ -76,6 +79,33 @@ def mapping_to(
         if not isinstance(each, kind):
             raise ArgumentError(f"{what}[{name!r}] is {_called(each)}; {wanted}")
     return {str(name): each for name, each in given.items()}
+
+
+def layers_in(given: object, every: range, what: str, otherwise: str) -> list[int]:
+    """Layers out of those that exist, in the order given; None takes every one.
+
+    Args:
+        given: What came.
+        every: The layers that exist.
+        what: What the argument is called.
+        otherwise: How the error goes on after naming those that do not exist.
+
+    Raises:
+        ArgumentError: It is no list of whole numbers.
+        LayerError: One does not exist, or there is none.
+
+    Example:
+        >>> layers_in(None, range(3), "layers", "do not exist.")
+        [0, 1, 2]
+    """
+    numbers: list[SupportsIndex]
+    chosen = every if given is None else given
+    numbers = several(chosen, (int, np.integer), what, "[0, 3], or range(4)")
+    found = [index(number) for number in numbers]
+    beyond = [layer for layer in found if layer not in every]
+    if beyond or not found:
+        raise LayerError(f"{what} {beyond or found} {otherwise}")
+    return found
 
 
 def words_of(given: object, what: str) -> tuple[str, ...]:

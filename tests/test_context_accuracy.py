@@ -1,22 +1,20 @@
 """What compressed contexts answer: by hand arithmetic, and as a table of the demo."""
 
 import math
-import subprocess
-import sys
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from unchecked import check_refusals
 
+# --- planted circuits, by hand arithmetic ---------------------------------------------
 import mechvlm as mv
 from mechvlm import Count, Item, Positions
 from mechvlm.models import planted
 from mechvlm.models.compressing import LastRow
 from mechvlm.models.context import whole_context
 from mechvlm.models.planted import CHANCE, CIRCUITS, EXPECTED, SURE, TOLERANCE, scene
-
-# --- planted circuits, by hand arithmetic ---------------------------------------------
 
 
 @cache
@@ -310,11 +308,10 @@ item = Item(image, "how many objects are there ?", "one")
 context = mv.compressed_context(vlm, prompt, keep=0.1, select="last")
 table = lambda items=[item], **how: mv.context_accuracy(vlm, items, **how)
 kept = lambda prompt=prompt, **how: mv.compressed_context(vlm, prompt, **how)
-said = lambda *asked: mv.ask(vlm, *asked)
+put = lambda *asked: mv.ask(vlm, *asked)
 scored = lambda items: mv.mme(vlm, items, answerer=lambda item: "yes")
-wrong = mv.ArgumentError
-for call, told in [
-    (lambda: table(item), "items is one Item|items is Item"),
+cases = [
+    (lambda: table(item), "items is Item"),
     (lambda: table(["describe"]), "items[0] is 'describe' (str)"),
     (lambda: table(keeps=0.5), "keeps is 0.5 (float); wanted a list"),
     (lambda: table(keeps=[Count(28)]), "keeps[0] is Count(n=28) (Count)"),
@@ -322,23 +319,14 @@ for call, told in [
     (lambda: kept("describe", keep=0.5), "prompt is 'describe' (str); wanted Prompt"),
     (lambda: kept(keep="5%"), "keep is '5%' (str)"),
     (lambda: Count(0.5), "Count is 0.5 (float)"),
-    (lambda: said(prompt, "how many ?"), "(Prompt); wanted Context: compressed_c"),
-    (lambda: said(context, item), "question is Item"),
+    (lambda: put(prompt, "how many ?"), "(Prompt); wanted Context: compressed_c"),
+    (lambda: put(context, item), "question is Item"),
     (lambda: scored([item, item]), "items is [Item"),
     (lambda: scored({"count": item}), "items['count'] is Item"),
     (lambda: scored({"count": ["a.png"]}), "items['count'][0] is 'a.png' (str)"),
-]:
-    try:
-        call()
-    except wrong as error:
-        assert any(each in str(error) for each in told.split("|")), error
-    else:
-        raise AssertionError(told)
+]
 """
 
 
 def test_what_is_of_the_wrong_kind_is_named():
-    done = subprocess.run(
-        [sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    check_refusals(WRONG_KINDS)

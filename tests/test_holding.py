@@ -1,7 +1,5 @@
 """Freezing, back-patching and cumulative knockout: hand arithmetic and plain passes."""
 
-import subprocess
-import sys
 from functools import cache
 
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 import tiny
 import whole_passes
 from PIL import Image
+from unchecked import check_refusals
 
 import mechvlm as mv
 from mechvlm.models import planted
@@ -339,7 +338,7 @@ it = mv.Posed(prompt, ["one"])
 assert it.answers == ("one",)
 swap = mv.Swap(prompt, prompt, ["red"], ["blue"])
 assert (swap.original, swap.injected) == (("red",), ("blue",))
-for call, said in [
+cases = [
     (lambda: mv.Posed(prompt, "zorblax"), "read letter by letter"),
     (lambda: mv.Posed("how many ?", ("one",)), "Posed.prompt is 'how many ?' (str)"),
     (lambda: mv.Swap(prompt, prompt, "red", ("blue",)), "Swap.original is the one str"),
@@ -356,18 +355,9 @@ for call, said in [
     (lambda: mv.cross_patch(vlm, swap), "swaps is "),
     (lambda: mv.cross_patch(vlm, [it]), "swaps[0] is "),
     (lambda: mv.cross_patch(vlm, [swap], layers=3), "layers is 3 (int)"),
-]:
-    try:
-        call()
-    except mv.ArgumentError as error:
-        assert said in str(error), (said, str(error))
-    else:
-        raise AssertionError(said)
+]
 """
 
 
 def test_arguments_of_another_kind_are_named():
-    done = subprocess.run(
-        [sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    check_refusals(WRONG_KINDS)

@@ -9,7 +9,7 @@ import xarray as xr
 
 from mechvlm.axes import labelled
 from mechvlm.engine import intervene
-from mechvlm.errors import InterventionError, LayerError
+from mechvlm.errors import InterventionError
 from mechvlm.interventions import NOTHING, Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric, recovery
@@ -17,6 +17,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record, shared
 from mechvlm.sites import PER_HEAD, Component, Site
+from mechvlm.wanted import layers_in
 
 __all__ = ["activation_patching"]
 
@@ -144,15 +145,14 @@ def _place(component: Component, layer: int, head: int | None = None) -> Site:
 def _layers(
     vlm: HookedVLM, component: Component, layers: Sequence[int] | range | None
 ) -> list[int]:
-    n_layers = 1 if component == "embed" else vlm.cfg.n_layers
-    chosen = list(range(n_layers) if layers is None else layers)
-    beyond = [layer for layer in chosen if not 0 <= layer < n_layers]
-    if beyond or not chosen:
-        raise LayerError(
-            f"layers {beyond or chosen} cannot be patched: {component!r} is there in"
-            f" layers 0..{n_layers - 1} of this model."
-        )
-    return chosen
+    every = range(1 if component == "embed" else vlm.cfg.n_layers)
+    return layers_in(
+        layers,
+        every,
+        "layers",
+        f"cannot be patched: {component!r} is there in layers 0..{every[-1]} of this"
+        " model.",
+    )
 
 
 def _places(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import SupportsInt
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
 from mechvlm.axes import Labelled, labelled
-from mechvlm.errors import LayerError, PairError, PromptError
+from mechvlm.errors import PairError, PromptError
 from mechvlm.interventions import Patch
 from mechvlm.layout import Positions
 from mechvlm.matching import Matcher, names
@@ -22,7 +21,7 @@ from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record, shared
 from mechvlm.sites import Site
-from mechvlm.wanted import one, several, words_of
+from mechvlm.wanted import layers_in, one, several, words_of
 
 __all__ = ["Swap", "cross_patch"]
 
@@ -173,18 +172,11 @@ def cross_patch(
 
 
 def _layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:
-    n_layers = vlm.cfg.n_layers
-    given = range(n_layers) if layers is None else layers
-    wanted: list[SupportsInt]
-    wanted = several(given, (int, np.integer), "layers", "[0, 3], or range(4)")
-    chosen = sorted({int(layer) for layer in wanted})
-    beyond = [layer for layer in chosen if not 0 <= layer < n_layers]
-    if beyond or not chosen:
-        raise LayerError(
-            f"layers {beyond or chosen} have no input to exchange anything in; this"
-            f" model has layers 0..{n_layers - 1}."
-        )
-    return chosen
+    every = range(vlm.cfg.n_layers)
+    otherwise = (
+        f"have no input to exchange anything in; this model has layers 0..{every[-1]}."
+    )
+    return sorted(set(layers_in(layers, every, "layers", otherwise)))
 
 
 def _matched(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, SupportsInt
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -22,7 +22,7 @@ from mechvlm.posing import Arms, Posed, clean_run, outcome, stream, tables
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.sites import Site
-from mechvlm.wanted import several
+from mechvlm.wanted import layers_in
 
 __all__ = ["back_patch", "freeze"]
 
@@ -289,15 +289,8 @@ def _sides(
 
 
 def _layers(what: str, layers: Sequence[int] | range, top: int) -> list[int]:
-    given: list[SupportsInt]
-    given = several(layers, (int, np.integer), what, "[0, 3], or range(4)")
-    chosen = sorted({int(layer) for layer in given})
-    beyond = [layer for layer in chosen if not 0 <= layer <= top]
-    if beyond or not chosen:
-        raise LayerError(
-            f"{what} {beyond or chosen} cannot be used here; wanted layers 0..{top}."
-        )
-    return chosen
+    otherwise = f"cannot be used here; wanted layers 0..{top}."
+    return sorted(set(layers_in(layers, range(top + 1), what, otherwise)))
 
 
 def _grid(

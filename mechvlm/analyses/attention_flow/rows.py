@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechvlm.errors import LayerError, LayoutError, PairError, TokenError
+from mechvlm.errors import LayoutError, PairError, TokenError
 from mechvlm.layout import Positions
 from mechvlm.matching import words
 from mechvlm.models.generation import Generation
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
-from mechvlm.wanted import several
+from mechvlm.wanted import layers_in
 
 __all__ = [
     "Rows",
@@ -107,16 +107,9 @@ def chosen_layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[
         ArgumentError: They are no list of whole numbers.
         LayerError: One does not exist, or there is none.
     """
-    n_layers = vlm.cfg.n_layers
-    every = range(n_layers)
-    chosen = several(every if layers is None else layers, int, "layers", "[0, 3]")
-    beyond = [layer for layer in chosen if not 0 <= layer < n_layers]
-    if beyond or not chosen:
-        raise LayerError(
-            f"layers {beyond or chosen}: attention is there in layers"
-            f" 0..{n_layers - 1} of this model."
-        )
-    return chosen
+    every = range(vlm.cfg.n_layers)
+    otherwise = f"have no attention: it is there in layers 0..{every[-1]}."
+    return layers_in(layers, every, "layers", otherwise)
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechvlm.errors import LayerError, MetricError
+from mechvlm.errors import MetricError
 from mechvlm.layout import Positions
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run
 from mechvlm.sites import Site
-from mechvlm.wanted import several
+from mechvlm.wanted import layers_in
 
 __all__ = ["CONVENTION", "Norm", "Tops", "depths", "logits_of", "streams", "top_words"]
 
@@ -46,15 +46,13 @@ def depths(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:
         LayerError: One of them does not exist, or there is none.
     """
     n_layers = vlm.cfg.n_layers
-    every = range(n_layers + 1)
-    chosen = several(every if layers is None else layers, int, "layers", "[0, 3]")
-    beyond = [k for k in chosen if not 0 <= k <= n_layers]
-    if beyond or not chosen:
-        raise LayerError(
-            f"layers {beyond or chosen}: the stream is there as h[0], which enters"
-            f" layer 0, to h[{n_layers}], which leaves the last of the {n_layers}."
-        )
-    return chosen
+    return layers_in(
+        layers,
+        range(n_layers + 1),
+        "layers",
+        "do not exist: the stream is there as h[0], which enters layer 0, to"
+        f" h[{n_layers}], which leaves the last of the {n_layers}.",
+    )
 
 
 @torch.no_grad()
