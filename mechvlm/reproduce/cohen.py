@@ -191,7 +191,7 @@ def _gap(session: Session) -> Finding:
                 name: (gap[f"{key}_low"], gap[f"{key}_high"])
                 for name, key in _MEANS.items()
             },
-            "asked",
+            "question",
             "What is known of entities that are recognised",
         )
     )
