@@ -227,7 +227,7 @@ def test_patterns_say_their_layers_and_take_a_run(tiny_vlm, tiny_prompt):
     plain = mv.attention_patterns(tiny_vlm, tiny_prompt, layers=[1])
     assert found.identical(plain)
     assert found.attrs["layer_convention"] == "attention inside layer l"
-    with pytest.raises(mv.LayerError, match=r"layers \[\]: attention is there"):
+    with pytest.raises(mv.LayerError, match=r"layers \[\] have no attention"):
         mv.attention_patterns(tiny_vlm, tiny_prompt, layers=[])
     with pytest.raises(mv.LayerError, match=r"layers \[4\]"):
         mv.attention_patterns(tiny_vlm, tiny_prompt, layers=[4])
