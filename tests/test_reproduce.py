@@ -129,6 +129,28 @@ def test_entities_have_every_fact():
             assert fact.answers == (mv.scenes.fact(entity.name, fact.relation),)
 
 
+def test_a_folder_of_ones_own_is_read_in_the_papers_layout(tmp_path):
+    scene = mv.scenes.sample(seed=3, n=2)
+    asked = tmp_path / "mme" / "existence"
+    asked.mkdir(parents=True)
+    for folder in (tmp_path, asked):
+        scene.image.save(folder / "a.png")
+    (asked / "a.txt").write_text("is there a ring ?\tYes\nis there a cross ?\tNo\n")
+    shown = STUDIES["kaduri"].of_folder(tmp_path, 5)
+    assert [item.id for item in shown.items] == ["a.png"]
+    assert [item.answer for item in shown.questions] == ["Yes", "No"]
+    (tmp_path / "entities.csv").write_text(
+        "type,s_uri,subject,aliases,path,resized_path\ncomet,u1,Halley,[],a.png,a.png\n"
+    )
+    (tmp_path / "questions.csv").write_text(
+        "s_uri,question,question_for_image,possible_answers\n"
+        'u1,When was Halley seen?,When was this seen?,"[""1986""]"\n'
+    )
+    known = STUDIES["cohen"].of_folder(tmp_path, 5)
+    assert known.identify.of("comet") == "What is the comet in this image?"
+    assert known.entities[0].facts[0].answers == ("1986",)
+
+
 CLAIMS = [
     (name, claim, measure)
     for name, study in STUDIES.items()

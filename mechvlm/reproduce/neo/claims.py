@@ -99,6 +99,14 @@ def _lens(session: Session) -> Finding:
         {str(e): float(found[name].sel(estimate=e)) for e in ("mean", "low", "high")}
         for name in ("mean_best_rate", "mean_best_layer")
     )
+    if np.isnan(best["mean"]):
+        return Finding(
+            "in no layer does a token decode to the object that it shows.",
+            False,
+            lens_rows(found),
+            {"logit_lens": found},
+            curves(lines),
+        )
     return Finding(
         f"{100 * best['mean']:.0f} % ({100 * best['low']:.0f} to"
         f" {100 * best['high']:.0f}) at the best layer, on average"
