@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -28,12 +28,16 @@ app = typer.Typer(
 )
 
 
+Model: TypeAlias = Annotated[
+    str, typer.Option(help="'demo', a checkpoint folder, or a name on the hub.")
+]
+"""The model of a command that runs one."""
+
+
 @app.command()
 def demo(
     *,
-    model: Annotated[
-        str, typer.Option(help="'demo', a checkpoint folder, or a name on the hub.")
-    ] = "demo",
+    model: Model = "demo",
     image: Annotated[
         Path | None, typer.Option(help="The image. Left out: a scene drawn for you.")
     ] = None,
@@ -72,9 +76,7 @@ def demo(
 def reproduce(
     paper: Annotated[str, typer.Argument(help="cohen, neo or kaduri.")],
     *,
-    model: Annotated[
-        str, typer.Option(help="'demo', a checkpoint folder, or a name on the hub.")
-    ] = "demo",
+    model: Model = "demo",
     data: Annotated[
         Path | None,
         typer.Option(

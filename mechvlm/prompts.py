@@ -6,7 +6,7 @@ It is one object so that no call can lose the image.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -57,17 +57,22 @@ class Prompt:
         ]
         return {"prompt": self.text, "grids": json.dumps(grids)}
 
-    def labels(self, dim: str = "position") -> dict[str, tuple[str, list[str]]]:
+    def labels(
+        self, dim: str = "position", at: Iterable[int] | None = None
+    ) -> dict[str, tuple[str, list[str]]]:
         """What each position shows and the group it is in, as coordinates of a result.
 
         Args:
             dim: Dimension of the result that counts positions.
+            at: The positions that it has, in its order; None means all.
 
         Returns:
             Coordinates "token" and "group" for `result.assign_coords`.
         """
-        groups = [self.layout.group_of(at) for at in range(self.layout.n)]
-        return {"token": (dim, list(self.tokens)), "group": (dim, groups)}
+        places = range(self.layout.n) if at is None else list(at)
+        tokens = [self.tokens[place] for place in places]
+        groups = [self.layout.group_of(place) for place in places]
+        return {"token": (dim, tokens), "group": (dim, groups)}
 
     def extended(self, ids: Int[Tensor, " new"], tokens: tuple[str, ...]) -> Prompt:
         """The prompt followed by new tokens, which form the group "generated".

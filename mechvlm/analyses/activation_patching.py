@@ -193,8 +193,4 @@ def _with_tokens(result: xr.DataArray, prompt: Prompt) -> xr.DataArray:
     if "position" not in result.dims:
         return result
     at = [int(position) for position in result["position"]]
-    labels = {
-        name: (dim, [values[i] for i in at])
-        for name, (dim, values) in prompt.labels().items()
-    }
-    return result.assign_coords(labels)
+    return result.assign_coords(prompt.labels(at=at))

@@ -23,7 +23,7 @@ from mechvlm.posing import Posed
 from mechvlm.readings import Ask
 from mechvlm.reproduce.finding import Claim, Finding, Row
 from mechvlm.reproduce.material import NAMING, entities
-from mechvlm.reproduce.shapes import beside, beyond, stacked, with_interval
+from mechvlm.reproduce.shapes import beside, beyond, columns, stacked, with_interval
 from mechvlm.reproduce.study import Study
 from mechvlm.viz import bars, curves, heatmap
 
@@ -173,24 +173,15 @@ def asked_in_vain(session: Session) -> list[Posed]:
 
 def _gap(session: Session) -> Finding:
     gap = session.gap
-    columns = ("n", "share right", "low", "high")
     n = int(gap["n_recognised"])
     rows: list[Row] = [
-        (name, n, *(float(gap[f"{key}{end}"]) for end in ("", "_low", "_high")))
-        for name, key in (
-            ("by name", "mean_by_name"),
-            ("by picture", "mean_by_picture"),
-            ("gap", "gap"),
-        )
+        (name, n, *(float(gap[f"{key}{end}"]) for end in _ENDS))
+        for name, key in (*_MEANS.items(), ("gap", "gap"))
     ]
-    low, high, mean = (float(gap[f"gap{end}"]) for end in ("_low", "_high", ""))
+    mean, low, high = (float(gap[f"gap{end}"]) for end in _ENDS)
     picture = bars(
         beside(
-            {name: gap[key] for name, key in _MEANS.items()},
-            {
-                name: (gap[f"{key}_low"], gap[f"{key}_high"])
-                for name, key in _MEANS.items()
-            },
+            {name: columns(gap, key) for name, key in _MEANS.items()},
             "question",
             "What is known of entities that are recognised",
         )
@@ -200,7 +191,7 @@ def _gap(session: Session) -> Finding:
         f" entities recognised of {int(gap['n'])}, Wilcoxon p ="
         f" {float(gap['wilcoxon_p']):.2g}.",
         beyond(low),
-        [("asked", *columns), *rows],
+        [("asked", "n", "share right", "low", "high"), *rows],
         {"modality_gap": gap},
         picture,
     )
@@ -262,10 +253,8 @@ def _cut(session: Session) -> Finding:
         )
         for way in _WAYS
     }
-    each: dict[str, xr.DataArray] = {
-        name: of.rate.assign_coords(low=of.rate_low, high=of.rate_high)
-        for name, of in found.items()
-    }
+    each: dict[str, xr.DataArray]
+    each = {name: columns(of, "rate") for name, of in found.items()}
     lines = stacked(each, "cut", "Who is named with the image cut off")
     half = lines.sizes["n_cut"] // 2
     above, below = (float(lines.sel(cut=name)[half]) for name in found)

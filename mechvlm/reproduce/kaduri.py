@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from mechvlm.items import Item
 from mechvlm.judges import ObjectListJudge
 from mechvlm.judges.verdict import Judge
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.prompts import Prompt
 from mechvlm.readings import Reading, generative, vqa
 from mechvlm.reproduce.finding import Claim, Finding, Row
 from mechvlm.reproduce.material import DESCRIBE, asked_twice, called_things, items
@@ -96,16 +98,29 @@ class Session:
     vlm: HookedVLM
     shown: Descriptions
 
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Every picture with the request to describe it."""
+        ask = self.shown.describe.question
+        return [self.vlm.prompt(ask(item), item.image) for item in self.shown.items]
+
+
+def _check_asked(asked: Sized) -> None:
+    """Refuse to answer questions of which there is none.
+
+    Raises:
+        MetricError: There is none.
+    """
+    if not asked:
+        raise MetricError("no questions are given (a folder mme/ beside the pictures).")
+
 
 def _fractions(session: Session) -> Finding:
-    vlm, shown = session.vlm, session.shown
-    pooled = {}
-    for name, left_out in (("all", ()), ("without BOS", ("bos",))):
-        each = []
-        for item in shown.items:
-            prompt = vlm.prompt(shown.describe.question(item), item.image)
-            made = vlm.generate(prompt, max_new_tokens=shown.describe.max_new_tokens)
-            each.append(
+    vlm, n_new = session.vlm, session.shown.describe.max_new_tokens
+    said = [vlm.generate(prompt, max_new_tokens=n_new) for prompt in session.prompts]
+    pooled = {
+        name: pool_fractions(
+            [
                 attention_fraction(
                     vlm,
                     prompt,
@@ -114,8 +129,11 @@ def _fractions(session: Session) -> Finding:
                     rows="generated",
                     exclude=left_out,
                 )
-            )
-        pooled[name] = pool_fractions(each)
+                for prompt, made in zip(session.prompts, said, strict=True)
+            ]
+        )
+        for name, left_out in (("all", ()), ("without BOS", ("bos",)))
+    }
     every, rest = pooled["all"], pooled["without BOS"]
     lines = stacked(
         {
@@ -140,13 +158,10 @@ def _fractions(session: Session) -> Finding:
 
 def _captions(session: Session) -> Finding:
     vlm, shown = session.vlm, session.shown
-    prompts = [
-        vlm.prompt(shown.describe.question(item), item.image) for item in shown.items
-    ]
     n_layers = vlm.cfg.n_layers
     found = caption_knockout(
         vlm,
-        prompts,
+        session.prompts,
         judge=shown.judge,
         bands={"middle": range(n_layers // 4, n_layers // 2)},
         max_new_tokens=shown.describe.max_new_tokens,
@@ -221,8 +236,7 @@ def _located(session: Session) -> Finding:
 
 def _compressed(session: Session) -> Finding:
     vlm, shown = session.vlm, session.shown
-    if not shown.questions:
-        raise MetricError("no questions are given (a folder mme/ beside the pictures).")
+    _check_asked(shown.questions)
     found = context_accuracy(
         vlm,
         shown.questions,
@@ -252,9 +266,6 @@ def _compressed(session: Session) -> Finding:
         float(found[name].sel(arm="naive").mean() / found[name].sel(arm=arm).mean())
         for name in ("median_seconds", "bytes")
     )
-    shown_bars = found["accuracy"].assign_coords(
-        low=found["accuracy_low"], high=found["accuracy_high"]
-    )
     return Finding(
         f"the best context of at most {100 * ENOUGH:.0f} % of the image tokens ({arm})"
         f" keeps {100 * share:.0f} % of the naive accuracy ({naive:.2f}),"
@@ -265,14 +276,17 @@ def _compressed(session: Session) -> Finding:
         (kept >= NEARLY * naive and low > alone) if naive else None,
         _context_rows(found),
         {"compressed_context": found},
-        bars(shown_bars.assign_attrs(titled("Questions answered right", found))),
+        bars(
+            columns(found, "accuracy").assign_attrs(
+                titled("Questions answered right", found)
+            )
+        ),
     )
 
 
 def _scored(session: Session) -> Finding:
     vlm, shown = session.vlm, session.shown
-    if not shown.pairs:
-        raise MetricError("no questions are given (a folder mme/ beside the pictures).")
+    _check_asked(shown.pairs)
     describe = shown.describe.question(shown.items[0])
     short = context_answerer(vlm, keep=ENOUGH, describe=describe, max_new_tokens=3)
     scores = {

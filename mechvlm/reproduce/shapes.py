@@ -21,19 +21,14 @@ def with_interval(
         dim: Name of the new dimension.
         title: Heading of the figure.
     """
-    lines = {
-        name: result[name].assign_coords(
-            low=result[f"{name}_low"], high=result[f"{name}_high"]
-        )
-        for name in names
-    }
+    lines = {name: columns(result, name) for name in names}
     return stacked(lines, dim, title).assign_attrs(
         model=result.attrs["model"], paper=result.attrs["paper"]
     )
 
 
 def columns(result: xr.Dataset, name: str, **at: str) -> xr.DataArray:
-    """One variable at a place, with its "_low" and "_high" as coordinates."""
+    """A variable, whole or at a place, with its "_low" and "_high" as coordinates."""
     here = result.sel(at)
     ends = {end: here[f"{name}_{end}"] for end in ("low", "high")}
     return here[name].assign_coords(ends)
@@ -62,19 +57,17 @@ def stacked(lines: Mapping[str, xr.DataArray], dim: str, title: str) -> xr.DataA
     )
 
 
-def beside(
-    values: Mapping[str, xr.DataArray],
-    ends: Mapping[str, tuple[xr.DataArray, xr.DataArray]],
-    dim: str,
-    title: str,
-) -> xr.DataArray:
-    """Single numbers side by side, with the ends of their intervals."""
+def beside(values: Mapping[str, xr.DataArray], dim: str, title: str) -> xr.DataArray:
+    """Single numbers side by side, each with "low" and "high" as coordinates."""
     first = next(iter(values.values()))
-    low, high = (np.array([float(ends[name][i]) for name in values]) for i in (0, 1))
+    ends = {
+        end: (dim, [float(value[end]) for value in values.values()])
+        for end in ("low", "high")
+    }
     return xr.DataArray(
         [float(value) for value in values.values()],
         dims=dim,
-        coords={dim: list(values), "low": (dim, low), "high": (dim, high)},
+        coords={dim: list(values), **ends},
         name=title,
         attrs={**first.attrs, "long_name": title},
     )

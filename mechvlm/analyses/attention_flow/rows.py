@@ -92,12 +92,8 @@ def rows_of(prompt: Prompt, rows: Rows) -> Positions:
 def row_labels(prompt: Prompt, rows: Positions) -> dict[str, tuple[str, list[str]]]:
     """What stands at each row, its group, and what comes next, as coordinates."""
     after = [*prompt.tokens[1:], ""]
-    labels = {
-        f"row_{name}": [values[row] for row in rows]
-        for name, (_, values) in prompt.labels("row").items()
-    }
-    labels["next_token"] = [after[row] for row in rows]
-    return {name: ("row", values) for name, values in labels.items()}
+    own = {f"row_{k}": v for k, v in prompt.labels("row", rows).items()}
+    return own | {"next_token": ("row", [after[row] for row in rows])}
 
 
 def chosen_layers(vlm: HookedVLM, layers: Sequence[int] | range | None) -> list[int]:

@@ -246,13 +246,13 @@ def _rows(
     for name, both in pairs.items():
         rows[name] = {}
         for lead, cut in zip(("", "control_"), both, strict=True):
-            at = (
-                slice(0, 0)
-                if cut is None
-                else slice(start := next(runs), start + n_windows)
-            )
-            rows[name][f"{lead}right"] = none if cut is None else hits[at]
-            rows[name][f"{lead}change"] = none if cut is None else change[at]
+            right_, change_ = none, none
+            if cut is not None:
+                start = next(runs)
+                at = slice(start, start + n_windows)
+                right_, change_ = hits[at], change[at]
+            rows[name][f"{lead}right"] = right_
+            rows[name][f"{lead}change"] = change_
     return rows
 
 

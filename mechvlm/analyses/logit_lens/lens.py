@@ -111,11 +111,7 @@ def logit_lens(
         "norm": norm,
         "layer_convention": CONVENTION,
     }
-    labels = {
-        name: (dim, [values[i] for i in positions])
-        for name, (dim, values) in asked.labels().items()
-    }
-    return xr.Dataset(each, attrs=attrs).assign_coords(labels)
+    return xr.Dataset(each, attrs=attrs).assign_coords(asked.labels(at=positions))
 
 
 def places(prompt: Prompt, at: str | Positions) -> Positions:

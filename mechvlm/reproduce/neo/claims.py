@@ -52,9 +52,7 @@ def _ablated(session: Session) -> Finding:
     }
     found = _lost(vlm, pictures.items, sets, pictures.readings)
     attributed = _attributed(vlm, pictures)
-    decrease = found["decrease"].assign_coords(
-        low=found["decrease_low"], high=found["decrease_high"]
-    )
+    decrease = columns(found, "decrease")
     excess = found["excess_low"].sel(set="object")
     last = str(found["reading"].values[-1])
     own, random = (
@@ -68,24 +66,22 @@ def _ablated(session: Session) -> Finding:
         None if bool(excess.isnull().any()) else bool((excess > 0).all()),
         [
             *ablation_rows(found),
-            *(row for each in attributed for row in ablation_rows(each)[1:]),
+            *(row for each in attributed.values() for row in ablation_rows(each)[1:]),
         ],
-        {"token_ablation": found, **dict(zip(_GRADIENTS, attributed, strict=False))},
+        {"token_ablation": found, **attributed},
         bars(decrease.assign_attrs(titled("Right answers lost", found))),
     )
 
 
-_GRADIENTS = ("token_ablation_gradients",)
-
-
-def _attributed(vlm: HookedVLM, pictures: Pictures) -> list[xr.Dataset]:
-    """Ablation of what gradients choose, where answers are single tokens."""
+def _attributed(vlm: HookedVLM, pictures: Pictures) -> dict[str, xr.Dataset]:
+    """Ablation of what gradients choose; nothing if answers are not single tokens."""
     chosen = {"gradients": attribution_tokens(N_ATTRIBUTED, steps=16)}
     few, reading = pictures.items[:FEW], pictures.readings[-1]
     try:
-        return [token_ablation(vlm, few, chosen, metric=reading, n_random=N_RANDOM)]
+        found = token_ablation(vlm, few, chosen, metric=reading, n_random=N_RANDOM)
     except TokenError:
-        return []
+        return {}
+    return {"token_ablation_gradients": found}
 
 
 def _lens(session: Session) -> Finding:
@@ -157,10 +153,7 @@ def _table_2(session: Session) -> Finding:
     found = knockout_accuracy(vlm, pictures.items, reading=pictures.readings[-1])
     shown = ("object->last", "object+1->last", "rest of object+1->last")
     here = found["accuracy"].sel(cut=list(shown), window="all")
-    low, high = (
-        found[f"accuracy_{end}"].sel(cut=list(shown)) for end in ("low", "high")
-    )
-    picture = found["accuracy"].sel(cut=list(shown)).assign_coords(low=low, high=high)
+    picture = columns(found.sel(cut=list(shown)), "accuracy")
     aside = found["accuracy"].sel(cut="object+1->last row", window="all")
     cost = found["difference_high"]
     own, around, rest = (100 * float(x) for x in here)
@@ -196,9 +189,7 @@ def _background(session: Session) -> Finding:
         ablation_rows(found),
         {"global_features": found},
         bars(
-            found["decrease"]
-            .assign_coords(low=found["decrease_low"], high=found["decrease_high"])
-            .assign_attrs(titled("Right answers lost", found))
+            columns(found, "decrease").assign_attrs(titled("Right answers lost", found))
         ),
     )
 
