@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mechvlm import selecting as selecting
     from mechvlm import statistics as statistics
     from mechvlm import viz as viz
+    from mechvlm.ablating import mean_run as mean_run
     from mechvlm.analyses.activation_patching import (
         activation_patching as activation_patching,
     )
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
     from mechvlm.analyses.caption_knockout import caption_knockout as caption_knockout
     from mechvlm.analyses.caption_knockout import lost_objects as lost_objects
     from mechvlm.analyses.caption_knockout import rejudge as rejudge
+    from mechvlm.analyses.circuits import completeness as completeness
+    from mechvlm.analyses.circuits import discover as discover
+    from mechvlm.analyses.circuits import faithfulness as faithfulness
+    from mechvlm.analyses.circuits import minimality as minimality
+    from mechvlm.analyses.circuits import random_baseline as random_baseline
     from mechvlm.analyses.compressed_context import context_accuracy as context_accuracy
     from mechvlm.analyses.compressed_context import context_answerer as context_answerer
     from mechvlm.analyses.cross_patching import Swap as Swap
@@ -54,6 +60,11 @@ if TYPE_CHECKING:
     from mechvlm.analyses.cumulative_knockout import (
         cumulative_knockout as cumulative_knockout,
     )
+    from mechvlm.analyses.flow_graph import FlowEdge as FlowEdge
+    from mechvlm.analyses.flow_graph import Grouped as Grouped
+    from mechvlm.analyses.flow_graph import flow_edges as flow_edges
+    from mechvlm.analyses.flow_graph import flow_graph as flow_graph
+    from mechvlm.analyses.flow_graph import flow_networkx as flow_networkx
     from mechvlm.analyses.holding import back_patch as back_patch
     from mechvlm.analyses.holding import freeze as freeze
     from mechvlm.analyses.knockout import knockout_windows as knockout_windows
@@ -80,6 +91,7 @@ if TYPE_CHECKING:
     from mechvlm.errors import ArgumentError as ArgumentError
     from mechvlm.errors import BlindRowError as BlindRowError
     from mechvlm.errors import CheckpointError as CheckpointError
+    from mechvlm.errors import CircuitError as CircuitError
     from mechvlm.errors import DatasetError as DatasetError
     from mechvlm.errors import EngineError as EngineError
     from mechvlm.errors import FamilyError as FamilyError
@@ -106,6 +118,10 @@ if TYPE_CHECKING:
     from mechvlm.errors import SiteError as SiteError
     from mechvlm.errors import TokenError as TokenError
     from mechvlm.errors import UnreadableImageError as UnreadableImageError
+    from mechvlm.graph.circuit import Circuit as Circuit
+    from mechvlm.graph.nodes import Edge as Edge
+    from mechvlm.graph.nodes import Node as Node
+    from mechvlm.graph.nodes import Shape as Shape
     from mechvlm.interventions import NOTHING as NOTHING
     from mechvlm.interventions import Ablate as Ablate
     from mechvlm.interventions import Add as Add
@@ -115,6 +131,7 @@ if TYPE_CHECKING:
     from mechvlm.items import Entity as Entity
     from mechvlm.items import Fact as Fact
     from mechvlm.items import Item as Item
+    from mechvlm.items import PicturePair as PicturePair
     from mechvlm.layout import ImageGrid as ImageGrid
     from mechvlm.layout import Layout as Layout
     from mechvlm.layout import Positions as Positions
@@ -134,6 +151,9 @@ if TYPE_CHECKING:
     from mechvlm.models.hooked import HookedVLM as HookedVLM
     from mechvlm.models.load import load as load
     from mechvlm.models.pieces import first_pieces as first_pieces
+    from mechvlm.pairs import Pair as Pair
+    from mechvlm.pairs import bind as bind
+    from mechvlm.pairs import groups_of as groups_of
     from mechvlm.papers import cite as cite
     from mechvlm.plan import Plan as Plan
     from mechvlm.plan import plan as plan
@@ -157,14 +177,19 @@ _KEPT = MappingProxyType(
         "Ask": "mechvlm.readings:Ask",
         "BlindRowError": "mechvlm.errors:BlindRowError",
         "CheckpointError": "mechvlm.errors:CheckpointError",
+        "Circuit": "mechvlm.graph.circuit:Circuit",
+        "CircuitError": "mechvlm.errors:CircuitError",
         "Context": "mechvlm.models.context:Context",
         "Count": "mechvlm.models.compressing:Count",
         "DatasetError": "mechvlm.errors:DatasetError",
+        "Edge": "mechvlm.graph.nodes:Edge",
         "EngineError": "mechvlm.errors:EngineError",
         "Entity": "mechvlm.items:Entity",
         "Fact": "mechvlm.items:Fact",
         "FamilyError": "mechvlm.errors:FamilyError",
+        "FlowEdge": "mechvlm.analyses.flow_graph:FlowEdge",
         "Generation": "mechvlm.models.generation:Generation",
+        "Grouped": "mechvlm.analyses.flow_graph:Grouped",
         "HookError": "mechvlm.errors:HookError",
         "HookedVLM": "mechvlm.models.hooked:HookedVLM",
         "ImageError": "mechvlm.errors:ImageError",
@@ -184,10 +209,13 @@ _KEPT = MappingProxyType(
         "MissingImageError": "mechvlm.errors:MissingImageError",
         "ModelCheckError": "mechvlm.errors:ModelCheckError",
         "NOTHING": "mechvlm.interventions:NOTHING",
+        "Node": "mechvlm.graph.nodes:Node",
         "OutputError": "mechvlm.errors:OutputError",
+        "Pair": "mechvlm.pairs:Pair",
         "PairError": "mechvlm.errors:PairError",
         "Patch": "mechvlm.interventions:Patch",
         "PathPatch": "mechvlm.interventions:PathPatch",
+        "PicturePair": "mechvlm.items:PicturePair",
         "PlaceholderError": "mechvlm.errors:PlaceholderError",
         "Plan": "mechvlm.plan:Plan",
         "Posed": "mechvlm.posing:Posed",
@@ -217,6 +245,7 @@ _KEPT = MappingProxyType(
         "axes": "mechvlm.axes",
         "back_patch": "mechvlm.analyses.holding:back_patch",
         "base_run": "mechvlm.record:base_run",
+        "bind": "mechvlm.pairs:bind",
         "caption_knockout": "mechvlm.analyses.caption_knockout:caption_knockout",
         "cite": "mechvlm.papers:cite",
         "compressed_context": "mechvlm.models.compressing:compressed_context",
@@ -230,8 +259,12 @@ _KEPT = MappingProxyType(
         "engine": "mechvlm.engine",
         "first_pieces": "mechvlm.models.pieces:first_pieces",
         "flow_cuts": "mechvlm.analyses.knockout_table:flow_cuts",
+        "flow_edges": "mechvlm.analyses.flow_graph:flow_edges",
+        "flow_graph": "mechvlm.analyses.flow_graph:flow_graph",
+        "flow_networkx": "mechvlm.analyses.flow_graph:flow_networkx",
         "gradient_x_input": "mechvlm.analyses.attribution:gradient_x_input",
         "grounded_items": "mechvlm.analyses.token_ablation:grounded_items",
+        "groups_of": "mechvlm.pairs:groups_of",
         "integrated_gradients": "mechvlm.analyses.attribution:integrated_gradients",
         "freeze": "mechvlm.analyses.holding:freeze",
         "intervene": "mechvlm.engine:intervene",
@@ -239,6 +272,13 @@ _KEPT = MappingProxyType(
         "kl_divergence": "mechvlm.metrics:kl_divergence",
         "knockout_accuracy": "mechvlm.analyses.knockout_table:knockout_accuracy",
         "knockout_windows": "mechvlm.analyses.knockout:knockout_windows",
+        "completeness": "mechvlm.analyses.circuits:completeness",
+        "discover": "mechvlm.analyses.circuits:discover",
+        "faithfulness": "mechvlm.analyses.circuits:faithfulness",
+        "minimality": "mechvlm.analyses.circuits:minimality",
+        "random_baseline": "mechvlm.analyses.circuits:random_baseline",
+        "mean_run": "mechvlm.ablating:mean_run",
+        "Shape": "mechvlm.graph.nodes:Shape",
         "labelled": "mechvlm.axes:labelled",
         "load": "mechvlm.models.load:load",
         "log_probability": "mechvlm.metrics:log_probability",

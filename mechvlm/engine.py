@@ -18,6 +18,7 @@ from mechvlm.models.lowering import RunLike, Sources
 from mechvlm.models.rowwise.base import Base, base_pass, read_out
 from mechvlm.models.rowwise.packing import check_rows
 from mechvlm.models.rowwise.rows import RowPass
+from mechvlm.models.rowwise.sending import sent
 from mechvlm.plan import Plan, planned
 from mechvlm.progress import bar_of
 from mechvlm.prompts import Prompt
@@ -157,12 +158,17 @@ def _run(
 
 def _staged(vlm: HookedVLM, base: Base, ready: Plan, sources: Sources) -> Sources:
     """The sources, with what path patches need: what receivers got from senders."""
-    runs = dict(sources.runs)
+    runs = {**sources.runs, **sent(vlm, base, ready.sendings, sources)}
     for each in ready.stage_passes:
         stages = [ready.stages[i] for i in each.members]
-        made = RowPass(vlm, base, [stage.item for stage in stages], sources)
-        made.run()
+        entering = [stage.sending for stage in stages if stage.sending is not None]
+        made = sent(vlm, base, entering, sources)
+        given = Sources({**sources.runs, **made}, sources.vectors)
+        rows = RowPass(vlm, base, [stage.item for stage in stages], given)
+        rows.run()
         for i, stage in enumerate(stages):
-            heard = {site: made.script.heard[i, site] for site in stage.to}
-            runs[stage.name] = {site: stage.heard(site, x) for site, x in heard.items()}
+            heard = rows.script.heard
+            runs[stage.name] = {
+                site: heard[i, site].at(to) for site, to in stage.to.items()
+            }
     return Sources(runs, sources.vectors)

@@ -6,6 +6,7 @@ message alone is enough to go on.
     MechVLMError
     |-- ArgumentError          an argument of another kind than is wanted
     |-- CheckpointError        a checkpoint folder that cannot be loaded
+    |-- CircuitError           a node, edge or circuit that no model can have
     |-- DatasetError           files that are not the data set they should be
     |-- EngineError            a model or base run that row-wise passes cannot serve
     |-- FamilyError            an architecture or config key that is not understood
@@ -42,6 +43,7 @@ __all__ = [
     "ArgumentError",
     "BlindRowError",
     "CheckpointError",
+    "CircuitError",
     "DatasetError",
     "EngineError",
     "FamilyError",
@@ -85,6 +87,10 @@ class ArgumentError(MechVLMError, TypeError):
 
 class CheckpointError(MechVLMError, OSError):
     """A checkpoint folder that cannot be loaded."""
+
+
+class CircuitError(MechVLMError, ValueError):
+    """A node, an edge or a circuit that no model, or not this one, can have."""
 
 
 class DatasetError(MechVLMError, ValueError):
@@ -162,6 +168,14 @@ class RegionError(LayoutError):
 
 class MetricError(MechVLMError, ValueError):
     """A number that these logits cannot give."""
+
+    @classmethod
+    def flat(cls, metric: str) -> MetricError:
+        """A gradient was asked of a metric that has none."""
+        return cls(
+            f"{metric!r} has no gradient: it counts or compares. Take a continuous one,"
+            " such as logit_difference or log_probability."
+        )
 
 
 class ModelCheckError(MechVLMError, RuntimeError):

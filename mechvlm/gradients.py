@@ -178,10 +178,7 @@ def _gradient(
         logits = vlm(leaf[None], prompt=prompt, start_at_layer=0)
         value = metric(logits[:, -1])
         if not value.requires_grad:
-            raise MetricError(
-                f"{metric.name!r} has no gradient: it counts or compares. Take a"
-                " continuous one, such as logit_difference or log_probability."
-            )
+            raise MetricError.flat(metric.name)
         (found,) = torch.autograd.grad(value.sum(), leaf)
     return found
 

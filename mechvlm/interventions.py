@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mechvlm.errors import InterventionError
 from mechvlm.layout import Positions
@@ -197,19 +197,22 @@ _IN_A_LAYER = {
 }
 """The order in which a layer computes its components."""
 
+_ATTENDED = ("z", "result", "attn_out")
+"""Components that attention makes: as receivers they let their own layer attend."""
+
 
 def _feeds(sender: Site, receiver: Site) -> bool:
     """Whether a change at `sender` reaches `receiver` with all other heads frozen."""
-    if receiver.layer is None or receiver.component == "z":
+    if receiver.layer is None or sender.component in ("q", "k", "v"):
         return False
-    if sender.layer is None:
-        start = -1
-    else:
-        start = sender.layer * len(_IN_A_LAYER) + _IN_A_LAYER[sender.component]
-    stop = receiver.layer * len(_IN_A_LAYER) + _IN_A_LAYER[receiver.component]
-    if receiver.component in ("result", "attn_out"):
-        same_layer = sender.layer == receiver.layer
-        return same_layer and sender.component in ("z", "result") and start < stop
+    start = (-1, 0)
+    if sender.layer is not None:
+        start = sender.layer, _IN_A_LAYER[sender.component]
+    stop = receiver.layer, _IN_A_LAYER[receiver.component]
+    both = {sender.component, receiver.component}
+    if sender.layer == receiver.layer and both <= set(_ATTENDED):
+        same_head = None in (sender.head, receiver.head) or sender.head == receiver.head
+        return start < stop and same_head
     return start < stop
 
 
@@ -218,18 +221,28 @@ class PathPatch:
     """Patch the direct paths from some sites to others, and nothing besides.
 
     The senders take the other run's values while every attention head between them and
-    the receivers is frozen to this run's (MLPs are computed again); what the receivers
-    then get is patched into a last run. In a tuple, what stands beside it applies to
-    that last run alone.
+    a receiver is frozen to this run's; what the receiver then gets is patched into a
+    last run. Each receiver is reached alone, never by way of another receiver. In a
+    tuple, what stands beside a path applies to that last run alone.
 
-    Paper: Wang et al. 2023, "Interpretability in the Wild" (path patching, IOI).
+    Positions do not read one another on the way, so a change stays where it was sent.
+    Only z, result and attn_out receivers gather it: there the attention that makes
+    them (of the head, or of the layer) is computed again.
+
+    Paper: Wang et al. 2022, "Interpretability in the Wild" (path patching),
+    arXiv:2211.00593.
 
     Attributes:
-        senders: Sites whose output is taken from `run`.
-        receivers: Sites that receive the changed signal.
+        senders: Sites whose output is taken from `run`: z or result of a head or of all
+            of them, attn_out, mlp_post, mlp_out, embed and resid sites.
+        receivers: Sites that receive the changed signal. With grouped queries a k or v
+            is that of a key-value head, which serves several query heads.
         run: Name of the run, given in `runs=`, that the senders' values come from.
         at: Positions of the senders that are patched; None means all.
         to: Positions of the receivers that are patched; None means all.
+        mlps: What MLPs on the way do. "recomputed": they pass on what they make of the
+            change. "frozen": they keep this run's output, those at the ends excepted,
+            so that the senders' difference travels in the stream alone.
 
     Example:
         >>> head, query = Site("z", 1, head=0), Site("q", 2, head=3)
@@ -242,9 +255,14 @@ class PathPatch:
     run: str
     at: Positions | None = field(default=None)
     to: Positions | None = field(default=None)
+    mlps: Literal["recomputed", "frozen"] = "recomputed"
 
     def __post_init__(self) -> None:
         """Refuse paths that start or end nowhere, or that nothing can come along."""
+        if self.mlps not in ("recomputed", "frozen"):
+            raise InterventionError(
+                f"PathPatch.mlps is {self.mlps!r}; wanted 'recomputed' or 'frozen'."
+            )
         for what, positions in (("at", self.at), ("to", self.to)):
             if positions is not None:
                 _refuse_empty(f"PathPatch.{what}", positions)
@@ -260,11 +278,51 @@ class PathPatch:
                 " receivers: both ends need at least one site."
             )
         for receiver in self.receivers:
-            if not any(_feeds(sender, receiver) for sender in self.senders):
+            if not self.feeding(receiver):
                 raise InterventionError(
                     f"no sender of {self.senders} reaches {receiver!r}, because every"
-                    " head between them is frozen. Receivers are q, k, v, mlp_post,"
-                    " mlp_out or resid sites behind a sender."
+                    " head between them is frozen. Receivers are q, k, v, z, attn_out,"
+                    " mlp_post, mlp_out or resid sites behind a sender; a q, k or v"
+                    " sends by its own head alone: name that head's z."
+                )
+        self._refuse_apart()
+
+    def feeding(self, receiver: Site) -> tuple[Site, ...]:
+        """Senders with a path to a receiver; those behind it have none.
+
+        Example:
+            >>> heads = Site("z", 1, head=0), Site("z", 2, head=0)
+            >>> PathPatch(heads, (Site("q", 2), Site("q", 3)), "other").feeding(
+            ...     Site("q", 2))
+            (Site('z', layer=1, head=0),)
+        """
+        return tuple(site for site in self.senders if _feeds(site, receiver))
+
+    def gathers(self, receiver: Site) -> bool:
+        """Whether attention brings a change from other positions to a receiver.
+
+        Example:
+            >>> head, later = Site("z", 1, head=0), Site("z", 2, head=3)
+            >>> path = PathPatch((head,), (later, Site("q", 2)), "other")
+            >>> path.gathers(later), path.gathers(Site("q", 2))
+            (True, False)
+        """
+        return receiver.component in _ATTENDED and any(
+            site.layer != receiver.layer or site.component not in _ATTENDED
+            for site in self.feeding(receiver)
+        )
+
+    def _refuse_apart(self) -> None:
+        """Refuse positions between which only a frozen head could carry anything."""
+        if self.at is None or self.to is None or self.at & self.to:
+            return
+        for receiver in self.receivers:
+            if not self.gathers(receiver):
+                raise InterventionError(
+                    f"positions {self.at} send and {self.to} receive at {receiver!r}:"
+                    " heads are frozen on the way, so nothing goes from one position"
+                    " to another. Give positions in common, or receive at a z or"
+                    " attn_out of a later layer."
                 )
 
 

@@ -16,7 +16,16 @@ from mechvlm.errors import PromptError
 from mechvlm.layout import Box
 from mechvlm.wanted import mapping_to, several, words_of
 
-__all__ = ["Area", "Entity", "Fact", "Item", "Picture", "by_picture", "class_of"]
+__all__ = [
+    "Area",
+    "Entity",
+    "Fact",
+    "Item",
+    "Picture",
+    "PicturePair",
+    "by_picture",
+    "class_of",
+]
 
 Picture: TypeAlias = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -51,17 +60,9 @@ class Item:
 
     def __post_init__(self) -> None:
         """Tell boxes from masks, and refuse a target that is none of the objects."""
-        fix = '{"ball": (left, top, right, bottom)}, or a mask'
-        kinds = tuple, list, np.ndarray
-        given: dict[str, Sequence[object] | np.ndarray]
-        given = mapping_to(self.objects, kinds, "Item.objects", fix)
-        areas = {name: _area(each, name) for name, each in given.items()}
+        areas = _areas(self.objects, "Item.objects")
         object.__setattr__(self, "objects", areas)
-        if self.target is not None and self.target not in self.objects:
-            raise PromptError(
-                f"target {self.target!r} is none of the item's objects, which are"
-                f" {', '.join(self.objects) or 'none'}."
-            )
+        _check_target(self.target, areas, "item")
 
     @property
     def area(self) -> Area:
@@ -76,6 +77,96 @@ class Item:
                 " object to speak of. Give Item(..., objects={name: box}, target=name)."
             )
         return self.objects[self.target]
+
+
+@dataclass(frozen=True, eq=False)
+class PicturePair:
+    """Two pictures that differ in one thing, and a question whose answer it changes.
+
+    Paper: semantic corruption of Golovanevsky et al. 2024, arXiv:2406.16320.
+
+    Attributes:
+        clean: The picture, or its path.
+        corrupted: The same picture with one attribute changed, or its path. It must be
+            of the same size, or the two have no tokens in common places.
+        question: What is asked of both, without any image placeholder.
+        answer: The right answer to the clean picture.
+        foil: The right answer to the corrupted one.
+        objects: Name of each object, in words -> where it is in the clean picture, as
+            in `Item`.
+        objects_corrupted: Those of the objects that are elsewhere in the corrupted
+            picture -> where. The others are taken to be where they were.
+        target: Which of the objects differs; None if no single one does.
+        change: What differs, in a word ("color").
+        prefix: Start of the assistant's answer ("It is a").
+        id: What tables call it.
+
+    Example:
+        >>> ball = {"ball": (0, 0, 9, 9)}
+        >>> pair = PicturePair(
+        ...     *("red.png", "blue.png", "What color is the ball?", "Red", "Blue"),
+        ...     objects=ball,
+        ...     target="ball",
+        ... )
+        >>> pair.areas
+        ((0, 0, 9, 9), (0, 0, 9, 9))
+    """
+
+    clean: Picture
+    corrupted: Picture
+    question: str
+    answer: str
+    foil: str
+    objects: Mapping[str, Area] = field(default_factory=dict)
+    objects_corrupted: Mapping[str, Area] = field(default_factory=dict)
+    target: str | None = None
+    change: str = ""
+    prefix: str = ""
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what asks nothing, or asks what the pictures do not change."""
+        here = _areas(self.objects, "PicturePair.objects")
+        there = _areas(self.objects_corrupted, "PicturePair.objects_corrupted")
+        object.__setattr__(self, "objects", here)
+        object.__setattr__(self, "objects_corrupted", there)
+        said = {"question": self.question, "answer": self.answer, "foil": self.foil}
+        empty = [name for name, text in said.items() if not text.strip()]
+        if empty:
+            raise PromptError(
+                f"{empty} of pair {self.id or self.question!r} are empty. Wanted what"
+                " is asked, and what is right of each picture."
+            )
+        if self.answer.strip().casefold() == self.foil.strip().casefold():
+            raise PromptError(
+                f"answer and foil of pair {self.id or self.question!r} are both"
+                f" {self.answer!r}, so that nothing tells the clean picture from the"
+                " corrupted one. Wanted what is right of each."
+            )
+        unknown = sorted(set(there) - set(here))
+        if unknown:
+            raise PromptError(
+                f"objects_corrupted of pair {self.id or self.question!r} names"
+                f" {unknown}; its objects are {', '.join(here) or 'none'}. It says"
+                " where objects of the clean picture are in the corrupted one."
+            )
+        _check_target(self.target, here, "pair")
+
+    @property
+    def areas(self) -> tuple[Area, Area]:
+        """Where the target is in the clean picture, and where in the corrupted one.
+
+        Raises:
+            PromptError: There is no target.
+        """
+        if self.target is None:
+            raise PromptError(
+                f"pair {self.id or self.question!r} names no target, so there is no"
+                " object to speak of. Give PicturePair(..., objects={name: box},"
+                " target=name)."
+            )
+        here = self.objects[self.target]
+        return here, self.objects_corrupted.get(self.target, here)
 
 
 @dataclass(frozen=True)
@@ -145,6 +236,22 @@ def class_of(name: str) -> str:
         ('person', 'traffic light')
     """
     return re.sub(r"(?<=\S)\s+\d+$", "", name)
+
+
+def _areas(given: object, what: str) -> dict[str, Area]:
+    """Names of objects to boxes and masks, told apart."""
+    fix = '{"ball": (left, top, right, bottom)}, or a mask'
+    areas: dict[str, Sequence[object] | np.ndarray]
+    areas = mapping_to(given, (tuple, list, np.ndarray), what, fix)
+    return {name: _area(each, name) for name, each in areas.items()}
+
+
+def _check_target(target: str | None, objects: Mapping[str, Area], whose: str) -> None:
+    if target is not None and target not in objects:
+        raise PromptError(
+            f"target {target!r} is none of the {whose}'s objects, which are"
+            f" {', '.join(objects) or 'none'}."
+        )
 
 
 def _area(given: Sequence[object] | np.ndarray, name: str) -> Area:

@@ -30,6 +30,11 @@ PAPERS: Mapping[str, str] = MappingProxyType(
         "arXiv:2404.15255": (
             "Heimersheim, Nanda: How to Use and Interpret Activation Patching. 2024."
         ),
+        "arXiv:2406.16320": (
+            "Golovanevsky, Rudman, Palit, Singh, Eickhoff: What Do VLMs NOTICE? A"
+            " Mechanistic Interpretability Pipeline for Gaussian-Noise-free Text-Image"
+            " Corruption and Evaluation. NAACL 2025."
+        ),
         "arXiv:2410.07149": (
             "Neo, Ong, Torr, Geva, Krueger, Barez: Towards Interpreting Visual"
             " Information Processing in Vision-Language Models. ICLR 2025."

@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 
-from torch import Tensor
-
-from mechvlm.cone import Cones, Reads, Step, cells_of, place_of, positions_of, span
-from mechvlm.interventions import (
-    Intervention,
-    Patch,
-    PathPatch,
-    listed,
-    parts,
-)
-from mechvlm.layout import Positions
+from mechvlm.cone import Cones, Reads
+from mechvlm.interventions import Intervention, listed
 from mechvlm.models.checking import check_all
 from mechvlm.models.hooked import HookedVLM
-from mechvlm.models.lowering import unused
 from mechvlm.models.rowwise.batches import Item
 from mechvlm.models.rowwise.costs import Costs
 from mechvlm.models.rowwise.packing import Pass, check_rows, most_rows, packed
+from mechvlm.models.rowwise.sending import Sending
+from mechvlm.paths import Stage, lowered
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
-from mechvlm.sites import Site
 
 __all__ = ["Pass", "Plan", "Stage", "plan"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The run that a path patch needs beforehand: its heads are frozen.
-
-    Attributes:
-        name: Name under which its receivers are patched afterwards.
-        item: What is run; it hears the receivers.
-        to: Positions of each receiver that are patched afterwards.
-    """
-
-    name: str
-    item: Item
-    to: Mapping[Site, Positions]
-
-    def heard(self, site: Site, rows: Tensor) -> Tensor:
-        """The rows to patch, of all that the receiver heard."""
-        first = self.item.steps[0].rows.start
-        return rows[[position - first for position in self.to[site]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +26,8 @@ class Plan:
 
     Attributes:
         items: The interventions, path patches lowered to patches.
-        stages: What path patches need beforehand.
+        stages: The runs that path patches need beforehand.
+        sendings: What path patches into the stream need, without a run.
         stage_passes: The stages in passes.
         passes: The interventions in passes; those that change nothing are in none.
         rows: Rows through one layer, summed over layers and passes.
@@ -70,6 +40,7 @@ class Plan:
 
     items: tuple[Item, ...]
     stages: tuple[Stage, ...]
+    sendings: tuple[Sending, ...]
     stage_passes: tuple[Pass, ...]
     passes: tuple[Pass, ...]
     rows: int
@@ -153,12 +124,12 @@ def planned(
     """The plan of checked interventions; see `plan`."""
     costs = Costs(vlm.cfg, reads)
     cones = Cones(reads, reads.n - 1)
-    plain, stages = _without_paths(todo, cones)
-    items = tuple(Item(each, cones.of(each)) for each in plain)
-    row_bytes = costs.row_bytes(plain)
+    plain = lowered(todo, cones)
+    items = tuple(Item(each, cones.of(each)) for each in plain.plain)
+    row_bytes = costs.row_bytes(plain.plain)
     most = most_rows(vlm.cfg, row_bytes, batch_tokens)
     passes = tuple(packed(items, most))
-    before = tuple(stage.item for stage in stages)
+    before = tuple(stage.item for stage in plain.stages)
     stage_passes = tuple(packed(before, most))
     rows = max((each.rows for each in (*passes, *stage_passes)), default=0)
     done = {steps: costs.done(steps) for steps in {x.steps for x in (*items, *before)}}
@@ -166,7 +137,8 @@ def planned(
     logits = len(items) * vlm.cfg.d_vocab * vlm.cfg.dtype.itemsize
     return Plan(
         items=items,
-        stages=tuple(stages),
+        stages=plain.stages,
+        sendings=plain.sendings,
         stage_passes=stage_passes,
         passes=passes,
         rows=sum(len(s.rows) for item in (*items, *before) for s in item.steps),
@@ -175,59 +147,6 @@ def planned(
         whole=len(items) * costs.whole(),
         peak_bytes=costs.base_bytes() + rows * row_bytes + logits,
     )
-
-
-def _without_paths(
-    todo: Sequence[Intervention], cones: Cones
-) -> tuple[list[Intervention], list[Stage]]:
-    """Path patches as patches of their receivers, from runs to be made beforehand."""
-    stages: list[Stage] = []
-    plain: list[Intervention] = []
-    found = [parts(each) for each in todo]
-    given = {p.run for each in found for p in each if isinstance(p, Patch | PathPatch)}
-    for each, several in zip(todo, found, strict=True):
-        if not any(isinstance(part, PathPatch) for part in several):
-            plain.append(each)
-            continue
-        lowered: list[Intervention] = []
-        for part in several:
-            if not isinstance(part, PathPatch):
-                lowered.append(part)
-                continue
-            stage = _stage(unused(f"path {len(stages)}", given), part, cones)
-            if stage is None:
-                continue
-            stages.append(stage)
-            for site, to in stage.to.items():
-                made = Positions.of(range(len(to)))
-                lowered.append(Patch(site, to, stage.name, made))
-        plain.append(tuple(lowered))
-    return plain, stages
-
-
-def _stage(name: str, path: PathPatch, cones: Cones) -> Stage | None:
-    """The run of Wang et al. 2023: every head keeps its output, but the senders.
-
-    No position reads another then, so only those are computed at which a receiver is
-    patched and matters. None of them may.
-    """
-    n = cones.reads.n
-    wanted = (1 << n) - 1 if path.to is None else cells_of(path.to)
-    felt = {site: wanted & cones.felt(site) for site in path.receivers}
-    to = {site: Positions.of(positions_of(cells)) for site, cells in felt.items()}
-    to = {site: positions for site, positions in to.items() if positions}
-    if not to:
-        return None
-    rows = span(reduce(or_, felt.values()))
-    inside = range(n) if path.at is None else path.at
-    at = Positions.of(position for position in inside if position in rows)
-    sent = tuple(Patch(site, at, path.run) for site in path.senders if at)
-    layers = [place_of(site)[0] for site in (*path.senders, *to)]
-    steps = tuple(
-        Step(layer, rows, rows, False, len(rows))
-        for layer in range(min(layers), max(layers) + 1)
-    )
-    return Stage(name, Item(sent, steps, hears=tuple(to)), to)
 
 
 def _in_words(n_bytes: int | float) -> str:

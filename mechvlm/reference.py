@@ -6,7 +6,7 @@ by this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -115,35 +115,49 @@ def _without_paths(
     runs = dict(sources.runs)
     for i, part in enumerate(parts(intervention)):
         if isinstance(part, PathPatch):
-            made = unused(f"path {i} through frozen heads", runs)
-            runs[made] = _through_frozen_heads(vlm, prompt, part, sources)
             to = _all(prompt) if part.to is None else part.to
-            plain += [Patch(site, to, made) for site in part.receivers]
+            for receiver in part.receivers:
+                made = unused(f"path {i} to {receiver!r}", runs)
+                runs[made] = _through_frozen_heads(vlm, prompt, part, receiver, sources)
+                plain.append(Patch(receiver, to, made))
         else:
             plain.append(part)
     return tuple(plain), Sources(runs, sources.vectors)
 
 
 def _through_frozen_heads(
-    vlm: HookedVLM, prompt: Prompt, path: PathPatch, sources: Sources
+    vlm: HookedVLM, prompt: Prompt, path: PathPatch, receiver: Site, sources: Sources
 ) -> Run:
-    """What the receivers get when only the senders, and MLPs after them, change.
+    """What a receiver gets when only the senders, and MLPs after them, change.
 
-    Wang et al. 2023: every head keeps this prompt's own output, except the senders.
+    Wang et al. 2022: every head keeps this prompt's own output, except the senders. So
+    does every MLP where the path says so. The receiver's own attention or MLP does not.
     """
-    own = record(vlm, prompt, ["z"])
+    own = record(vlm, prompt, ["z", "mlp_post"])
     ours = unused("own", sources.runs)
-    frozen = [
-        Patch(Site("z", layer), _all(prompt), ours) for layer in range(vlm.cfg.n_layers)
-    ]
     at = _all(prompt) if path.at is None else path.at
-    sent = [Patch(site, at, path.run) for site in path.senders]
+    frozen = [Patch(site, _all(prompt), ours) for site in _frozen(vlm, path, receiver)]
+    sent = [Patch(site, at, path.run) for site in path.feeding(receiver)]
     runs = {**sources.runs, ours: own}
     hooks = list(hooks_of((*frozen, *sent), range(prompt.layout.n), Sources(runs, {})))
     with ExitStack() as stack:
         stack.enter_context(vlm.attn_results(hooks))
         stack.enter_context(vlm.hooks(fwd_hooks=hooks))
-        return record(vlm, prompt, path.receivers)
+        return record(vlm, prompt, [receiver])
+
+
+def _frozen(vlm: HookedVLM, path: PathPatch, receiver: Site) -> Iterator[Site]:
+    """Where this run keeps its own values on the way to a receiver."""
+    attends = receiver.component in ("z", "result", "attn_out")
+    for layer in range(vlm.cfg.n_layers):
+        if not attends or layer != receiver.layer:
+            yield Site("z", layer)
+        elif receiver.head is not None:
+            others = (h for h in range(vlm.cfg.n_heads) if h != receiver.head)
+            yield from (Site("z", layer, head) for head in others)
+        own_mlp = layer == receiver.layer and receiver.component.startswith("mlp")
+        if path.mlps == "frozen" and not own_mlp:
+            yield Site("mlp_post", layer)
 
 
 def _all(prompt: Prompt) -> Positions:

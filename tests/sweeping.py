@@ -211,7 +211,40 @@ def paths_of(scene: Scene) -> list[PathPatch]:
         PathPatch((Site("mlp_out", 0),), (Site("mlp_post", 1), Site("q", 3)), "other"),
         PathPatch((Site("z", 2, 0),), (Site("result", 2), Site("q", 3, 0)), "other"),
         PathPatch((Site("result", 0, 3),), (Site("attn_out", 0),), "other"),
+        PathPatch(heads, (Site("z", 2, 3), Site("attn_out", 3)), "other", to=some),
+        *frozen_paths_of(scene),
     ]
+
+
+def frozen_paths_of(scene: Scene) -> list[PathPatch]:
+    """The same with MLPs that keep their output, and every kind of sender."""
+    at, n = scene.prompt.layout, scene.vlm.cfg.n_layers
+    kv, last = scene.vlm.cfg.n_key_value_heads - 1, at["last"]
+    heads = Site("z", 0, 1), Site("z", 1, 2)
+    some = at["query"] | last | Positions.of(at["image"].indices[::3])
+    ends = {
+        "logits": (Site("resid_post", n - 1),),
+        "query": (Site("q", 2, 3),),
+        "key": (Site("k", 3, kv),),
+        "values": (Site("v", 2), Site("v", 3, kv)),
+        "mlp": (Site("mlp_out", 2),),
+        "inside": (Site("mlp_post", 2), Site("q", 3)),
+        "head": (Site("z", 2, 3),),
+        "attention": (Site("attn_out", 2), Site("resid_mid", 3)),
+        "result": (Site("result", 2, 0),),
+    }
+    senders = [
+        *(heads, heads[:1], (Site("z", 1),), (Site("result", 1, 0), heads[0])),
+        *((Site("mlp_out", 1),), (Site("mlp_post", 0), Site("mlp_out", 1))),
+        *((Site("embed"),), (Site("attn_out", 1), Site("mlp_post", 1))),
+        (Site("resid_pre", 1), Site("resid_mid", 1), Site("z", 2, 0)),
+    ]
+    frozen = partial(PathPatch, run="other", mlps="frozen")
+    made = [frozen(one, other) for one in senders[:2] for other in ends.values()]
+    made += [frozen(one, ends["key"], at=some, to=some | last) for one in senders]
+    made += [frozen(one, ends["attention"][:1], at=at["image"]) for one in senders[3:]]
+    made += [frozen(one, ends["logits"], to=last) for one in senders[2:5]]
+    return made
 
 
 def several_of(scene: Scene) -> list[Intervention]:
@@ -283,8 +316,9 @@ some_sites = st.lists(sites, min_size=1, max_size=3)
 some_numbers = st.lists(numbers, min_size=1, max_size=4)
 writes = st.tuples(st.just("write"), sites, spots, numbers)
 cuts = st.tuples(st.just("cut"), some_numbers, spots, spots, st.none() | some_numbers)
+mlps = st.sampled_from(["recomputed", "frozen"])
 paths = st.tuples(
-    st.just("path"), some_sites, some_sites, st.none() | spots, st.none() | spots
+    st.just("path"), some_sites, some_sites, mlps, st.none() | spots, st.none() | spots
 )
 single = writes | writes | cuts | paths
 several = st.lists(single, min_size=2, max_size=4)
@@ -323,12 +357,12 @@ def _cut(scene: Scene, layers, target, source, heads) -> Intervention:
     return mv.NOTHING if is_blind(scene, made) else made
 
 
-def _path(scene: Scene, senders, receivers, *spots) -> Intervention:
+def _path(scene: Scene, senders, receivers, mlps, *spots) -> Intervention:
     ends = [tuple(_site(scene, one) for one in each) for each in (senders, receivers)]
     spots = [None if spot is None else _positions(scene, spot) for spot in spots]
     for one, other in (ends, ends[::-1]):
         with suppress(InterventionError):
-            return PathPatch(one, other, "other", *spots)
+            return PathPatch(one, other, "other", *spots, mlps)
     return mv.NOTHING
 
 

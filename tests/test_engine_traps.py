@@ -199,6 +199,7 @@ cases = [
     (lambda: run(prompt, push, vectors={"v": [0.0]}), mv.InterventionError, "a tensor"),
     (lambda: PathPatch(ends[0][0], ends[1], "o"), mv.InterventionError, "tuple of"),
     (lambda: PathPatch(*ends, "o", to=3), mv.InterventionError, "wanted Positions"),
+    (lambda: PathPatch(*ends, "o", mlps="kept"), mv.InterventionError, "mlps is 'kep"),
 ]
 """
 

@@ -51,7 +51,8 @@ SINGLES = [
     Knockout(range(2, 5), THERE, HERE),
     Knockout(range(2, 5), HERE, THERE, heads=(0, 3)),
     PathPatch((HEAD, STREAM), (Site("q", 4),), "clean"),
-    PathPatch((HEAD,), (Site("q", 4),), "clean", at=HERE, to=THERE),
+    PathPatch((HEAD,), (Site("q", 4),), "clean", at=HERE, to=HERE | THERE),
+    PathPatch((HEAD,), (Site("z", 4, 1),), "clean", at=HERE, mlps="frozen"),
 ]
 nested = st.recursive(
     st.sampled_from([*SINGLES, NOTHING]), lambda inner: st.lists(inner).map(tuple)
@@ -138,12 +139,12 @@ Z0 = Site("z", 1, 0)
 @pytest.mark.parametrize(
     "receiver",
     [
-        Site("z", 2, 0),
+        Site("z", 1, 1),
         Site("q", 1),
         Site("resid_pre", 1),
         Site("embed"),
-        Site("attn_out", 2),
-        Site("result", 2, 0),
+        Site("result", 1, 1),
+        Site("attn_out", 0),
     ],
 )
 def test_a_path_that_nothing_can_come_along_is_refused(receiver):
@@ -152,12 +153,30 @@ def test_a_path_that_nothing_can_come_along_is_refused(receiver):
         PathPatch((Z0,), (receiver,), "other")
 
 
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_a_query_sends_by_its_own_head_alone(component):
+    with pytest.raises(InterventionError, match="own head alone: name that head's z"):
+        PathPatch((Site(component, 1, 0),), (Site("q", 3),), "other")
+
+
 @pytest.mark.parametrize(
     "receiver",
-    [Site("q", 2), Site("attn_out", 1), Site("mlp_out", 1), Site("resid_post", 3)],
+    [
+        *(Site("q", 2), Site("attn_out", 1), Site("mlp_out", 1), Site("resid_post", 3)),
+        *(Site("result", 1, 0), Site("z", 2, 0), Site("attn_out", 2)),
+        Site("result", 2),
+    ],
 )
 def test_a_path_that_leads_somewhere_is_kept(receiver):
     assert PathPatch((Z0,), (receiver,), "other").receivers == (receiver,)
+
+
+def test_frozen_heads_carry_nothing_from_position_to_position():
+    for receiver in (Site("q", 2), Site("attn_out", 1), Site("resid_post", 3)):
+        with pytest.raises(InterventionError, match=r"3 send and 5\.\.8, 12 receive"):
+            PathPatch((Z0,), (receiver,), "other", at=HERE, to=THERE)
+    gathers = PathPatch((Z0,), (Site("attn_out", 2),), "other", at=HERE, to=THERE)
+    assert gathers.gathers(Site("attn_out", 2))
 
 
 def test_a_scale_that_is_no_number_is_refused():

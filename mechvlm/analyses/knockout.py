@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import xarray as xr
 
 from mechvlm.axes import labelled
+from mechvlm.cutting import answer_token, ends
 from mechvlm.engine import intervene
-from mechvlm.errors import ArgumentError, InterventionError, LayerError, TokenError
+from mechvlm.errors import ArgumentError, InterventionError, LayerError
 from mechvlm.interventions import NOTHING, Knockout
 from mechvlm.layout import Positions
 from mechvlm.metrics import probability, probability_change
@@ -85,7 +86,7 @@ def knockout_windows(
         (('cut', 'layer'), 8)
     """
     cuts = _pairs(cuts)
-    token = _token(vlm, answer)
+    token = answer_token(vlm, answer)
     n_layers = vlm.cfg.n_layers
     how: dict[str, str | int] = {"mode": mode if windows is None else "named"}
     if windows is None:
@@ -119,7 +120,7 @@ def knockout_windows(
         **(
             {"layer": range(n_layers)} if windows is None else {"window": list(windows)}
         ),
-    ).assign_coords({} if windows is None else _ends(ranges))
+    ).assign_coords({} if windows is None else ends(ranges, "window"))
 
 
 def _pairs(cuts: Mapping[str, Cut]) -> Mapping[str, Cut]:
@@ -144,31 +145,9 @@ def _pairs(cuts: Mapping[str, Cut]) -> Mapping[str, Cut]:
     return cuts
 
 
-def _token(vlm: HookedVLM, answer: str | int) -> int:
-    """The answer's token id.
-
-    Raises:
-        TokenError: There is none, or not exactly one.
-    """
-    one(answer, (str, int), "answer", '"red", or a token id')
-    if isinstance(answer, str):
-        return vlm.to_single_token(answer)
-    if not 0 <= answer < vlm.cfg.d_vocab:
-        raise TokenError(
-            f"token id {answer} is outside the vocabulary, 0..{vlm.cfg.d_vocab - 1}."
-        )
-    return answer
-
-
 def _width(n_layers: int) -> int:
     """Zhang et al.'s window: 9 layers of 32."""
     return max(1, round(n_layers * 9 / 32))
-
-
-def _ends(ranges: Sequence[range]) -> dict[str, tuple[str, list[int]]]:
-    """First and last layer of each window, as coordinates."""
-    firsts, lasts = ([each[end] for each in ranges] for end in (0, -1))
-    return {"first": ("window", firsts), "last": ("window", lasts)}
 
 
 def _named(windows: Mapping[str, range], width: int | None, mode: str) -> list[range]:

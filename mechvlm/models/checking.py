@@ -213,9 +213,9 @@ def _check_path(cfg: Config, part: PathPatch, n: int, sources: Sources | None) -
             _check_inside("PathPatch", positions, n)
     if sources is None:
         return
+    at = Positions((n - 1,)) if part.at is None else part.at  # a run that goes so far
     for site in part.senders:
-        every = Positions.of(range(n)) if part.at is None else part.at
-        _check_run(cfg, part.run, site, every, sources)
+        _check_run(cfg, part.run, site, at, sources)
 
 
 def _check_cut(cfg: Config, part: Knockout, n: int) -> None:

@@ -1,6 +1,7 @@
 """Synthetic scenes that carry their truth: pictures, masks, boxes, questions, facts."""
 
 from mechvlm.scenes.asked import Question
+from mechvlm.scenes.counterfactual import CHANGES, Counterfactual, counterfactual
 from mechvlm.scenes.entities import (
     FACT_QUESTIONS,
     FACT_SENTENCES,
@@ -33,6 +34,7 @@ from mechvlm.scenes.world import (
 
 __all__ = [
     "CELL_PX",
+    "CHANGES",
     "COLORS",
     "COLUMNS",
     "FACT_QUESTIONS",
@@ -50,11 +52,13 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "VALUES",
+    "Counterfactual",
     "Emblem",
     "Question",
     "Scene",
     "Thing",
     "arrange",
+    "counterfactual",
     "fact",
     "never_taught_by_picture",
     "place",

@@ -19,6 +19,7 @@ from mechvlm.models.planted.build import background_vector, build
 from mechvlm.models.planted.circuits import CIRCUITS, Circuit
 from mechvlm.models.planted.expected import (
     CHANCE,
+    EDGES,
     EXPECTED,
     POSITIONS,
     RENORMALISED,
@@ -35,6 +36,7 @@ __all__ = [
     "ANSWERS",
     "CHANCE",
     "CIRCUITS",
+    "EDGES",
     "EXPECTED",
     "OBJECT_CELLS",
     "POSITIONS",

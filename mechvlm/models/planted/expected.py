@@ -27,6 +27,7 @@ from mechvlm.models.planted.circuits import Circuit
 
 __all__ = [
     "CHANCE",
+    "EDGES",
     "EXPECTED",
     "POSITIONS",
     "RENORMALISED",
@@ -221,3 +222,17 @@ EXPECTED: Mapping[Circuit, Expected] = MappingProxyType(
     }
 )
 """What analyses must find, by circuit."""
+
+EDGES: Mapping[Circuit, tuple[str, ...]] = MappingProxyType(
+    {
+        "relay": ("[object] -> L0.v0", "L0.H0 -> L2.v0", "L2.H0 -> logits"),
+        "direct": ("[object] -> L1.v0", "L1.H0 -> logits"),
+        "enrich": ("[object] -> MLP 0", "MLP 0 -> L1.v0", "L1.H0 -> logits"),
+        "too_late": (),
+    }
+)
+"""The edges along which the class travels, by circuit.
+
+What makes a head look at the object (its query and key) is the same for every class, so
+that between the clean and the corrupted picture it is on none of them.
+"""

@@ -182,6 +182,8 @@ class Attention:
         """Attention's output for the flat rows of all groups, in their order."""
         found = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
         for group in groups:
+            if not group.n_out:  # only its keys and values were wanted
+                continue
             rows = slice(group.first_row, group.first_row + group.n_rows)
             out = slice(group.first_out, group.first_out + group.n_out)
             split = len(group.items), len(group.rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -28,11 +28,28 @@ from mechvlm.models.rowwise.row_attention import Cuts, Masks
 from mechvlm.models.taps import output_weights, tap_site
 from mechvlm.sites import Component, Site
 
-__all__ = ["BEFORE", "BEHIND", "Script"]
+__all__ = ["BEFORE", "BEHIND", "Heard", "Script"]
 
 BEFORE = frozenset({"q", "k", "v"})
 BEHIND = frozenset({"z", "result", "attn_out", "resid_mid", "mlp_post", "mlp_out"})
 """Components of a layer before and behind the attention itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What was read of an activation, at the rows of one item.
+
+    Attributes:
+        rows: The positions.
+        values: What stood there, a row each.
+    """
+
+    rows: range
+    values: Float[Tensor, "row ..."]
+
+    def at(self, positions: Iterable[int]) -> Float[Tensor, "position ..."]:
+        """The values at some of the positions."""
+        return self.values[[position - self.rows.start for position in positions]]
 
 
 class Script:
@@ -48,7 +65,7 @@ class Script:
     ) -> None:
         """Sort what the items do, on a sequence of `n` positions."""
         self.masks = Masks(n_heads, n)
-        self.heard: dict[tuple[int, Site], Tensor] = {}
+        self.heard: dict[tuple[int, Site], Heard] = {}
         self._sources = sources
         self._writes: dict[tuple[int, str], dict[int, list[Write]]]
         self._writes = defaultdict(dict)
@@ -147,12 +164,12 @@ class Script:
             edits = edits_of(found, shape, self._sources, activation)
             activation = edited(activation, edits)
         for i, sites in self._hears.get((number, component), {}).items():
-            if i in places:
+            if i in places and places[i].rows:
                 rows = slice(places[i].start, places[i].start + len(places[i].rows))
                 for site in sites:
-                    heard = activation[0, rows].clone()
+                    heard = activation[0, rows]
                     of_head = heard if site.head is None else heard[:, site.head]
-                    self.heard[i, site] = of_head
+                    self.heard[i, site] = Heard(places[i].rows, of_head.clone())
         return activation
 
     def _tap_result(

@@ -1,0 +1,195 @@
+"""Finding a circuit: edges screened by gradient, verified exactly, taken greedily."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mechvlm.ablating import Ablation
+from mechvlm.analyses.circuits.cases import Case, cases, described, paired_up
+from mechvlm.errors import CircuitError
+from mechvlm.graph import LOGITS, Circuit, Edge, Node, Shape
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.pairs import Pair
+from mechvlm.screening import edge_effects, edge_scores
+
+__all__ = ["discover"]
+
+_THRESHOLD = 0.02
+"""Least effect of an edge where nothing else limits the circuit."""
+
+
+def discover(
+    vlm: HookedVLM,
+    pairs: Sequence[Pair],
+    *,
+    threshold: int | float | None = None,
+    size: int | None = None,
+    heads: int | None = None,
+    ablation: Ablation = "counterfactual",
+    top: int | None = 1000,
+    steps: int = 1,
+    progress: bool | None = None,
+) -> Circuit:
+    """Find the circuit that tells clean from corrupted prompts.
+
+    Every edge is scored by gradient, and what the best of them do is then measured: the
+    clean prompt is run with the sender's ablated value on that edge alone. The edges
+    are taken in the order of what they do, until one does less than `threshold` or
+    there are `size` of them; an edge that would bring in more than `heads` heads is
+    passed over. What then lies on no way from tokens to the logits is left out.
+
+    Edges are measured one at a time, so that of two that can stand in for each other
+    neither shows: see `faithfulness` for what the circuit explains after all.
+
+    Args:
+        vlm: The model.
+        pairs: Pairs with the same token groups; what an edge does is averaged over
+            them.
+        threshold: Least size of an edge's effect, a fraction of the gap between clean
+            and ablated; None takes 0.02, or 0 where `size` or `heads` is given.
+        size: Most edges.
+        heads: Most heads.
+        ablation: What stands for an ablated sender: its value in the corrupted run
+            ("counterfactual"), its mean over all prompts of the pairs, which must then
+            be of one layout, "zero", or a run such as `mean_run` makes.
+        top: How many edges are measured, the best by their score; None measures all.
+        steps: Places between corrupted and clean embeddings at which the gradient is
+            taken: 1 takes it at the clean ones (EAP), more are EAP-IG.
+        progress: None shows a progress bar in a terminal for work of over a second,
+            False shows none.
+
+    Returns:
+        A circuit. Its `effects` say what each edge does alone, averaged over pairs: 1
+        is the whole gap, 0 nothing, below 0 an edge that holds the answer back.
+
+    Raises:
+        CircuitError: No edge is left, or `size`, `heads`, `top` or `threshold` leave
+            none to be found.
+        EngineError: The model has hooks of its own.
+        PairError: The pairs' token groups, or for "mean" their layouts, differ.
+        MetricError: A pair's metric is the same clean and ablated, or has no gradient.
+
+    Paper: Wang et al. 2022, arXiv:2211.00593; screening as in Syed et al. 2023,
+    arXiv:2310.10348, and Hanna et al. 2024, arXiv:2403.17806.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=3, n=1)
+        >>> twin = mv.scenes.counterfactual(scene, change="color")
+        >>> pair = mv.bind(vlm, twin.pair)
+        >>> circuit = mv.discover(vlm, [pair], size=40, top=80, progress=False)
+        >>> len(circuit) <= 40, str(circuit.nodes[-1])
+        (True, 'logits')
+    """
+    least = _least(threshold, size, heads, top)
+    given = paired_up(pairs)
+    shape = Shape.of(vlm.cfg)
+    whole = Circuit.whole(shape, given[0].groups).edges
+    every = tuple(edge for edge in whole if _exists(edge, given))
+    shown = False if progress is False else "circuit"
+    if top is not None and top < len(every):
+        every = _screened(vlm, cases(vlm, given, ablation, shown), every, steps)[:top]
+    effects = _measured(vlm, cases(vlm, given, ablation, shown), every)
+    taken = _taken(effects, shape, _Limits(least, size, heads))
+    about: dict[str, object] = {
+        **described(vlm, given, ablation),
+        "measured": len(every),
+        "threshold": least,
+        "size": size or "any",
+        "most_heads": heads or "any",
+    }
+    kept = {str(edge): effects[edge] for edge in taken}
+    found = Circuit(tuple(taken), shape, vlm.cfg.model_name, kept, about).connected()
+    if not found.edges:
+        strongest = max(effects, key=lambda edge: abs(effects[edge]))
+        raise CircuitError(
+            f"no circuit is left of the {len(every)} edges that were measured: the"
+            f" strongest, {strongest}, does {effects[strongest]:.3g} of the gap, and"
+            f" {len(taken)} of them were taken, none on a way from tokens to logits."
+            " Take a lower threshold, or more edges or heads."
+        )
+    return found
+
+
+def _exists(edge: Edge, pairs: Sequence[Pair]) -> bool:
+    """Whether an edge joins positions: the logits are of the last one alone."""
+    if edge.sender.kind != "tokens" or edge.receiver != LOGITS:
+        return True
+    return all(p.clean.layout.last in p.groups[edge.sender.group] for p in pairs)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """When the greedy choice ends, and which edges it passes over."""
+
+    least: float
+    size: int | None
+    heads: int | None
+
+
+def _least(
+    threshold: int | float | None, size: int | None, heads: int | None, top: int | None
+) -> float:
+    """Least effect of an edge, once all limits are found to make sense."""
+    limits = {"size": size, "heads": heads, "top": top}
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise CircuitError(
+                f"{name}={limit}: wanted 1 or more, or None for no limit."
+            )
+    if threshold is None:
+        return _THRESHOLD if size is None and heads is None else 0.0
+    if not threshold >= 0:
+        raise CircuitError(
+            f"threshold={threshold}: wanted the least size of an edge's effect, a"
+            " fraction of the gap, 0 or more."
+        )
+    return float(threshold)
+
+
+def _screened(
+    vlm: HookedVLM, ready: Iterable[Case], every: Sequence[Edge], steps: int
+) -> tuple[Edge, ...]:
+    """Edges by the size of their scores, the largest first."""
+    scores: dict[Edge, float] = defaultdict(float)
+    for case in ready:
+        for edge, score in edge_scores(vlm, case.bound, steps=steps).ranked():
+            scores[edge] += score * case.bound.gap / case.gap
+    return tuple(sorted(every, key=lambda edge: -abs(scores[edge])))
+
+
+def _measured(
+    vlm: HookedVLM, ready: Iterable[Case], edges: Sequence[Edge]
+) -> dict[Edge, float]:
+    """What each edge does alone: share of the gap lost without it, over pairs."""
+    each = [
+        edge_effects(vlm, case.bound, edges).double().cpu() * case.bound.gap / case.gap
+        for case in ready
+    ]
+    return dict(zip(edges, torch.stack(each).mean(dim=0).tolist(), strict=True))
+
+
+def _taken(effects: Mapping[Edge, float], shape: Shape, limits: _Limits) -> list[Edge]:
+    """The edges that do most, within the limits."""
+    taken: list[Edge] = []
+    heads: set[Node] = set()
+    for edge in sorted(effects, key=lambda edge: -abs(effects[edge])):
+        if abs(effects[edge]) <= limits.least or len(taken) == limits.size:
+            break
+        more = heads | _heads_of(edge, shape)
+        if limits.heads is not None and len(more) > limits.heads:
+            continue
+        heads = more
+        taken.append(edge)
+    return taken
+
+
+def _heads_of(edge: Edge, shape: Shape) -> set[Node]:
+    """Heads that an edge brings into a circuit; see `Circuit.nodes`."""
+    served = shape.served(edge.receiver)
+    ends = (edge.sender, *(served if len(served) == 1 else ()))
+    return {node for node in ends if node.kind == "head"}

@@ -1,0 +1,192 @@
+"""Circuits taken apart: is anything missing, and is every part needed?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from mechvlm.ablating import Ablation
+from mechvlm.analyses.circuits.cases import (
+    cases,
+    check_circuit,
+    described,
+    paired_up,
+    spread,
+)
+from mechvlm.errors import CircuitError
+from mechvlm.graph import Circuit, Edge, Node
+from mechvlm.models.hooked import HookedVLM
+from mechvlm.pairs import Pair
+from mechvlm.subgraph import Wiring
+
+__all__ = ["completeness", "minimality"]
+
+
+def completeness(
+    vlm: HookedVLM,
+    pairs: Sequence[Pair],
+    circuit: Circuit,
+    *,
+    n_sets: int = 20,
+    ablation: Ablation = "counterfactual",
+    seed: int = 0,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Does the circuit without some nodes do what the model without them does?
+
+    Where the model gets along without nodes that the circuit cannot spare, something
+    stands in for them that the circuit lacks. Tried are no nodes, each head and MLP of
+    the circuit alone, and random sets of them.
+
+    Args:
+        vlm: The model.
+        pairs: Pairs to judge by.
+        circuit: The circuit.
+        n_sets: Random sets, each of a random number of the circuit's heads and MLPs.
+        ablation: What stands for an ablated sender; see `discover`.
+        seed: Of the sets.
+        progress: None shows a progress bar in a terminal for work of over a second,
+            False shows none.
+
+    Returns:
+        Dataset over (set), whose label names the nodes that are taken away: "circuit"
+        and "model", what each keeps without them, and "difference", model less circuit,
+        each a fraction of the gap (see `faithfulness`), averaged over pairs, with
+        "_low", "_high" and "_each" over (set, pair). A complete circuit differs by 0
+        everywhere; `attrs["incompleteness"]` is the mean size of the difference.
+
+    Raises:
+        CircuitError: The circuit is empty, another model's, or has no head or MLP.
+        PairError: The pairs' token groups, or for "mean" their layouts, differ.
+        MetricError: A pair's metric is the same clean and ablated.
+        EngineError: The model has hooks of its own.
+
+    Paper: Wang et al. 2022, arXiv:2211.00593, completeness.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=3, n=1)
+        >>> pair = mv.bind(vlm, mv.scenes.counterfactual(scene, change="color").pair)
+        >>> nodes = map(mv.Node.parse, ("[object]", "L3.H1", "MLP 4"))
+        >>> circuit = mv.Circuit.among(nodes, mv.Shape.of(vlm.cfg))
+        >>> found = mv.completeness(vlm, [pair], circuit, n_sets=1)
+        >>> [str(label) for label in found["set"].values[:3]]
+        ['nothing', 'L3.H1', 'MLP 4']
+    """
+    check_circuit(vlm, circuit)
+    asked = paired_up(pairs)
+    sets = _sets(circuit, n_sets, np.random.default_rng(seed))
+    whole = Circuit.whole(circuit.shape, asked[0].groups)
+    wirings = [
+        Wiring.of(_less(each, gone)) for each in (circuit, whole) for gone in sets
+    ]
+    shown = False if progress is False else "completeness"
+    shares = [
+        case.shares(vlm, wirings).numpy() for case in cases(vlm, asked, ablation, shown)
+    ]
+    ours, theirs = np.split(np.array(shares).T, 2)
+    name = {"set": [" + ".join(map(str, gone)) or "nothing" for gone in sets]}
+    return xr.Dataset(
+        {
+            **spread(ours, "circuit", asked, **name),
+            **spread(theirs, "model", asked, **name),
+            **spread(theirs - ours, "difference", asked, **name),
+        },
+        attrs={
+            **described(vlm, asked, ablation),
+            "incompleteness": float(np.abs((theirs - ours).mean(axis=1)).mean()),
+            "seed": seed,
+        },
+    )
+
+
+def minimality(
+    vlm: HookedVLM,
+    pairs: Sequence[Pair],
+    circuit: Circuit,
+    *,
+    of: Literal["edges", "nodes"] = "nodes",
+    ablation: Ablation = "counterfactual",
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """What a circuit loses with each of its parts.
+
+    Args:
+        vlm: The model.
+        pairs: Pairs to judge by.
+        circuit: The circuit.
+        of: Whether each edge is taken away in turn, or each token group, head and MLP
+            with all its edges.
+        ablation: What stands for an ablated sender; see `discover`.
+        progress: None shows a progress bar in a terminal for work of over a second,
+            False shows none.
+
+    Returns:
+        Dataset over (part): "loss", the circuit's faithfulness less that without the
+        part, a fraction of the gap, averaged over pairs, with "_low", "_high" and
+        "_each" over (part, pair). Parts whose loss is 0 are not needed where all others
+        are; below 0, they hold the answer back.
+
+    Raises:
+        CircuitError: The circuit is empty or another model's, or `of` names no parts.
+        PairError: The pairs' token groups, or for "mean" their layouts, differ.
+        MetricError: A pair's metric is the same clean and ablated.
+        EngineError: The model has hooks of its own.
+
+    Paper: Wang et al. 2022, arXiv:2211.00593, minimality, with no other part taken
+    away.
+
+    Example:
+        >>> import mechvlm as mv
+        >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=3, n=1)
+        >>> pair = mv.bind(vlm, mv.scenes.counterfactual(scene, change="color").pair)
+        >>> nodes = map(mv.Node.parse, ("[object]", "L3.H1", "MLP 4"))
+        >>> circuit = mv.Circuit.among(nodes, mv.Shape.of(vlm.cfg))
+        >>> [str(part) for part in mv.minimality(vlm, [pair], circuit)["part"].values]
+        ['[object]', 'L3.H1', 'MLP 4']
+    """
+    check_circuit(vlm, circuit)
+    asked = paired_up(pairs)
+    nodes = tuple(node for node in circuit.nodes if node.gives)
+    kinds: dict[str, tuple[Node, ...] | tuple[Edge, ...]]
+    kinds = {"edges": circuit.edges, "nodes": nodes}
+    if of not in kinds:
+        raise CircuitError(f"of={of!r}: wanted 'edges' or 'nodes'.")
+    parts = kinds[of]
+    wirings = [Wiring.of(circuit), *(Wiring.of(circuit.without(p)) for p in parts)]
+    shown = False if progress is False else "minimality"
+    shares = [
+        case.shares(vlm, wirings).numpy() for case in cases(vlm, asked, ablation, shown)
+    ]
+    whole, *without = np.array(shares).T
+    loss = whole - np.array(without)
+    return xr.Dataset(
+        spread(loss, "loss", asked, part=list(map(str, parts))),
+        attrs=described(vlm, asked, ablation),
+    )
+
+
+def _sets(
+    circuit: Circuit, n_sets: int, rng: np.random.Generator
+) -> list[tuple[Node, ...]]:
+    """No nodes, each of a circuit's heads and MLPs alone, and random sets of them."""
+    nodes = [*circuit.of_kind("head"), *circuit.of_kind("mlp")]
+    if not nodes:
+        raise CircuitError(
+            "the circuit has no head and no MLP, so there is nothing to take away."
+        )
+    found: list[tuple[Node, ...]] = [(), *((node,) for node in sorted(nodes))]
+    for _ in range(n_sets):
+        n = int(rng.integers(1, len(nodes) + 1))
+        chosen = rng.choice(len(nodes), n, replace=False)
+        found.append(tuple(sorted(nodes[i] for i in chosen)))
+    return list(dict.fromkeys(found))
+
+
+def _less(circuit: Circuit, nodes: Iterable[Node]) -> Circuit:
+    for node in nodes:
+        circuit = circuit.without(node)
+    return circuit

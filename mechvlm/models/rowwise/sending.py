@@ -1,0 +1,283 @@
+"""What senders write into the stream, where nothing between them and its end answers.
+
+With heads and MLPs frozen on the way, what a sender changes travels in the stream
+alone: one difference, made by the sender's own modules, whatever layer it ends in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mechvlm.cone import ENTERED, LEFT, place_of
+from mechvlm.layout import Positions
+from mechvlm.models.family import Layer
+from mechvlm.models.lowering import Sources
+from mechvlm.models.rowwise.base import Backbone, Base
+from mechvlm.models.taps import output_weights
+from mechvlm.sites import Site
+
+__all__ = ["Sending", "sent"]
+
+_IN_ORDER = (
+    *(LEFT, ENTERED, "z", "result", "attn_out", "resid_mid", "mlp_post", "mlp_out"),
+)
+"""Where a layer's senders stand, in the order in which they take effect."""
+
+
+@dataclass(frozen=True)
+class Sending:
+    """The stream at a place behind some senders, with what they send in it.
+
+    Attributes:
+        name: The name under which its rows are patched into a run.
+        site: Where in the stream: resid_pre, resid_mid or resid_post.
+        to: Positions of which the rows are wanted.
+        senders: Sites whose output is another run's.
+        run: Name of that run.
+        at: Those of the positions at which the senders are patched.
+    """
+
+    name: str
+    site: Site
+    to: Positions
+    senders: tuple[Site, ...]
+    run: str
+    at: Positions
+
+
+@torch.no_grad()
+def sent(
+    vlm: Backbone, base: Base, sendings: Sequence[Sending], sources: Sources
+) -> dict[str, Mapping[Site, Tensor]]:
+    """Rows of the stream as the senders leave them, by the sendings' names.
+
+    Args:
+        vlm: The model.
+        base: Its base run on the prompt.
+        sendings: What is wanted; heads of one layer are sent together.
+        sources: The named runs.
+    """
+    sender = _Sender(vlm, base, sources)
+    changes = sender.changes(sendings)
+    made: dict[str, Mapping[Site, Tensor]] = {}
+    for each in sendings:
+        rows = sender.stream(each.site, each.to)
+        change = changes.get((each.senders, each.run, each.at))
+        if change is not None and each.to == each.at:
+            rows = rows + change.to(rows.device)
+        elif change is not None:
+            among = [i for i, position in enumerate(each.to) if position in each.at]
+            rows = rows.clone()
+            rows[among] += change.to(rows.device)
+        made[each.name] = {each.site: rows}
+    return made
+
+
+_Key = tuple[tuple[Site, ...], str, Positions]
+
+
+class _Sender:
+    """Differences that senders make, with what several of them share."""
+
+    def __init__(self, vlm: Backbone, base: Base, sources: Sources) -> None:
+        self._base, self._sources = base, sources
+        self._layers = [block.layer for block in vlm.tapped.blocks]
+        self._d_head = vlm.cfg.d_head
+        self._known: dict[tuple[str, int | Site, Positions], Tensor] = {}
+
+    def changes(self, sendings: Iterable[Sending]) -> dict[_Key, Tensor]:
+        """What each set of senders adds to the stream, `[position d_model]`."""
+        found: dict[_Key, Tensor] = {}
+        alike: dict[tuple[int, str, Positions], list[Site]] = defaultdict(list)
+        for key in dict.fromkeys((s.senders, s.run, s.at) for s in sendings if s.at):
+            senders, run, at = key
+            first = senders[0]
+            if len(senders) == 1 and first.component == "z" and first.head is not None:
+                alike[first.layer or 0, run, at].append(first)
+            else:
+                found[key] = self._walked(senders, run, at)
+        for (layer, run, at), heads in alike.items():
+            for head, change in zip(
+                heads, self._of_heads(layer, heads, run, at), strict=True
+            ):
+                found[(head,), run, at] = change
+        return found
+
+    def stream(self, site: Site, at: Positions) -> Float[Tensor, "row d_model"]:
+        """This run's own stream at a place."""
+        layer, place = place_of(site)
+        kind = "entering" if place in (LEFT, ENTERED) else "middle"
+        key = kind, layer, at
+        if key not in self._known:
+            rows = self._base.stream[layer][list(at)]
+            if kind == "middle":
+                rows = rows + self._attended(layer, at)
+            self._known[key] = rows
+        return self._known[key]
+
+    # -- heads ---------------------------------------------------------------------
+
+    def _of_heads(
+        self, layer: int, heads: Sequence[Site], run: str, at: Positions
+    ) -> Float[Tensor, "head row d_model"]:
+        """The change that each of some heads of a layer makes alone."""
+        own = self._z(layer, at).unflatten(-1, (-1, self._d_head))
+        given = torch.stack([self._given(head, run, at, own) for head in heads])
+        numbers = [head.head for head in heads]
+        module = self._layers[layer]
+        if module.attn_out is module.attn and _at_hand(module.o):
+            weights = output_weights(module, self._d_head)[numbers]
+            written: Tensor = torch.bmm(
+                given - own[:, numbers].transpose(0, 1), weights
+            )
+            return written
+        swapped = own.repeat(len(heads), 1, 1, 1)
+        for i, number in enumerate(numbers):
+            swapped[i, :, number] = given[i]
+        new = _written(module, swapped.flatten(-2).flatten(0, 1))
+        return new.unflatten(0, (len(heads), -1)) - self._attended(layer, at)
+
+    def _z(self, layer: int, at: Positions) -> Float[Tensor, "row heads"]:
+        return self._base.z[layer][list(at)]
+
+    def _attended(self, layer: int, at: Positions) -> Float[Tensor, "row d_model"]:
+        """What this run's attention adds to the stream."""
+        key = "attended", layer, at
+        if key not in self._known:
+            self._known[key] = _written(self._layers[layer], self._z(layer, at))
+        return self._known[key]
+
+    def _given(self, site: Site, run: str, at: Positions, like: Tensor) -> Tensor:
+        """The other run's values."""
+        return self._sources.runs[run][site][list(at)].to(like.device, like.dtype)
+
+    # -- any senders, layer by layer -----------------------------------------------
+
+    def _walked(
+        self, senders: Iterable[Site], run: str, at: Positions
+    ) -> Float[Tensor, "row d_model"]:
+        """What several senders, one behind the other, change together."""
+        found: dict[int, list[Site]] = defaultdict(list)
+        for site in senders:
+            found[place_of(site)[0]].append(site)
+        change = torch.zeros_like(self._base.stream[min(found)][list(at)])
+        for layer, sites in sorted(found.items()):
+            sites.sort(key=lambda x: (_order(x), x.component == "resid_pre"))
+            here = change.to(self._base.stream[layer].device)
+            change = self._in_layer(layer, sites, run, at, here)
+        return change
+
+    def _in_layer(
+        self, layer: int, sites: list[Site], run: str, at: Positions, change: Tensor
+    ) -> Tensor:
+        """The change of the stream behind a layer's senders."""
+        parts: dict[str, list[Site]] = defaultdict(list)
+        for site in sites:
+            parts[_PART[place_of(site)[1]]].append(site)
+        for site in parts["entering"]:
+            own = self.stream(site, at)
+            change = self._given(site, run, at, own) - own
+        if parts["attention"]:
+            own = self._attended(layer, at)
+            change = change + self._attention(layer, parts["attention"], run, at) - own
+        for site in parts["middle"]:
+            own = self.stream(site, at)
+            change = self._given(site, run, at, own) - own
+        if parts["mlp"]:
+            change = change + self._mlp(layer, parts["mlp"], run, at)
+        return change
+
+    def _attention(
+        self, layer: int, sites: list[Site], run: str, at: Positions
+    ) -> Float[Tensor, "row d_model"]:
+        """What a layer's attention adds, with its senders' values."""
+        module, z = self._layers[layer], self._z(layer, at)
+        by_head = z.unflatten(-1, (-1, self._d_head)).clone()
+        for site in sites:
+            if site.component == "z":
+                where = slice(None) if site.head is None else site.head
+                by_head[:, where] = self._given(site, run, at, z)
+        results = [site for site in sites if site.component == "result"]
+        if results:
+            weights = output_weights(module, self._d_head)
+            each = torch.einsum("phe,hed->phd", by_head, weights)
+            for site in results:
+                where = slice(None) if site.head is None else site.head
+                each[:, where] = self._given(site, run, at, z)
+            total = each.sum(dim=1)
+            total = total if module.o.bias is None else total + module.o.bias
+            new = _behind(module, total)
+        else:
+            new = _written(module, by_head.flatten(-2))
+        for site in sites:
+            if site.component == "attn_out":
+                new = self._given(site, run, at, z)
+        return new
+
+    def _mlp(
+        self, layer: int, sites: list[Site], run: str, at: Positions
+    ) -> Float[Tensor, "row d_model"]:
+        """The change of what a layer's MLP adds."""
+        module = self._layers[layer]
+        own = self._answered(layer, at)
+        new = own
+        for site in sites:
+            new = self._given(site, run, at, own)
+            if site.component == "mlp_post":
+                new = module.down(new[None])[0]
+                if module.mlp_out is not module.mlp:
+                    new = module.mlp_out(new[None])[0]
+        return new - own
+
+    def _answered(self, layer: int, at: Positions) -> Float[Tensor, "row d_model"]:
+        """What this run's MLP adds to the stream."""
+        key = "answered", layer, at
+        if key not in self._known:
+            module = self._layers[layer]
+            middle = self.stream(Site("resid_mid", layer), at)
+            out = module.mlp(module.ln2(middle[None]))
+            if module.mlp_out is not module.mlp:
+                out = module.mlp_out(out)
+            self._known[key] = out[0]
+        return self._known[key]
+
+
+_PART = {
+    **dict.fromkeys((LEFT, ENTERED), "entering"),
+    **dict.fromkeys(("z", "result", "attn_out"), "attention"),
+    "resid_mid": "middle",
+    **dict.fromkeys(("mlp_post", "mlp_out"), "mlp"),
+}
+"""Which part of a layer each sender is."""
+
+
+def _order(site: Site) -> int:
+    return _IN_ORDER.index(place_of(site)[1])
+
+
+def _at_hand(o: nn.Module) -> bool:
+    """Whether a projection is a plain product with weights that are there."""
+    return (
+        isinstance(o, nn.Linear)
+        and o.weight.is_floating_point()
+        and not o.weight.is_meta
+    )
+
+
+def _written(layer: Layer, z: Tensor) -> Tensor:
+    """What a layer's attention adds to the stream, of its heads side by side."""
+    return _behind(layer, layer.o(z[None])[0])
+
+
+def _behind(layer: Layer, projected: Tensor) -> Tensor:
+    """The same, of what the output projection gave."""
+    if layer.attn_out is layer.attn:
+        return projected
+    normed: Tensor = layer.attn_out(projected[None])[0]
+    return normed
