@@ -33,6 +33,7 @@ NAMES = {
     "S5map": "cut 64 boxes -> last, windows",
     "S6": "blank 36 image tokens",
     "S7": "direct paths from heads to the logits",
+    "S8": "direct paths from heads to a late head's query",
 }
 
 

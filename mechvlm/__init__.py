@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mechvlm import reference as reference
     from mechvlm import report as report
     from mechvlm import scenes as scenes
+    from mechvlm import screening as screening
     from mechvlm import selecting as selecting
     from mechvlm import statistics as statistics
     from mechvlm import viz as viz
@@ -41,15 +42,21 @@ if TYPE_CHECKING:
     )
     from mechvlm.analyses.attention_flow import pool_fractions as pool_fractions
     from mechvlm.analyses.attention_flow import word_rows as word_rows
+    from mechvlm.analyses.attribution import (
+        attribution_patching as attribution_patching,
+    )
     from mechvlm.analyses.attribution import gradient_x_input as gradient_x_input
     from mechvlm.analyses.attribution import (
         integrated_gradients as integrated_gradients,
     )
+    from mechvlm.analyses.attribution import screen_then_verify as screen_then_verify
     from mechvlm.analyses.caption_knockout import caption_knockout as caption_knockout
     from mechvlm.analyses.caption_knockout import lost_objects as lost_objects
     from mechvlm.analyses.caption_knockout import rejudge as rejudge
+    from mechvlm.analyses.circuit_overlap import circuit_overlap as circuit_overlap
     from mechvlm.analyses.circuits import completeness as completeness
     from mechvlm.analyses.circuits import discover as discover
+    from mechvlm.analyses.circuits import discover_heads as discover_heads
     from mechvlm.analyses.circuits import faithfulness as faithfulness
     from mechvlm.analyses.circuits import minimality as minimality
     from mechvlm.analyses.circuits import random_baseline as random_baseline
@@ -78,6 +85,7 @@ if TYPE_CHECKING:
     from mechvlm.analyses.logit_lens import object_lens as object_lens
     from mechvlm.analyses.mme import mme as mme
     from mechvlm.analyses.modality_gap import modality_gap as modality_gap
+    from mechvlm.analyses.path_patching import path_patching as path_patching
     from mechvlm.analyses.token_ablation import grounded_items as grounded_items
     from mechvlm.analyses.token_ablation import mean_token as mean_token
     from mechvlm.analyses.token_ablation import (
@@ -242,11 +250,13 @@ _KEPT = MappingProxyType(
         ),
         "answer_track": "mechvlm.analyses.logit_lens:answer_track",
         "ask": "mechvlm.models.asking:ask",
+        "attribution_patching": "mechvlm.analyses.attribution:attribution_patching",
         "axes": "mechvlm.axes",
         "back_patch": "mechvlm.analyses.holding:back_patch",
         "base_run": "mechvlm.record:base_run",
         "bind": "mechvlm.pairs:bind",
         "caption_knockout": "mechvlm.analyses.caption_knockout:caption_knockout",
+        "circuit_overlap": "mechvlm.analyses.circuit_overlap:circuit_overlap",
         "cite": "mechvlm.papers:cite",
         "compressed_context": "mechvlm.models.compressing:compressed_context",
         "context_accuracy": "mechvlm.analyses.compressed_context:context_accuracy",
@@ -273,6 +283,7 @@ _KEPT = MappingProxyType(
         "knockout_accuracy": "mechvlm.analyses.knockout_table:knockout_accuracy",
         "knockout_windows": "mechvlm.analyses.knockout:knockout_windows",
         "completeness": "mechvlm.analyses.circuits:completeness",
+        "discover_heads": "mechvlm.analyses.circuits:discover_heads",
         "discover": "mechvlm.analyses.circuits:discover",
         "faithfulness": "mechvlm.analyses.circuits:faithfulness",
         "minimality": "mechvlm.analyses.circuits:minimality",
@@ -301,6 +312,7 @@ _KEPT = MappingProxyType(
         "object_hit_rate": "mechvlm.analyses.logit_lens:object_hit_rate",
         "object_lens": "mechvlm.analyses.logit_lens:object_lens",
         "open_result": "mechvlm.axes:open_result",
+        "path_patching": "mechvlm.analyses.path_patching:path_patching",
         "plan": "mechvlm.plan:plan",
         "pool_fractions": "mechvlm.analyses.attention_flow:pool_fractions",
         "probability": "mechvlm.metrics:probability",
@@ -314,6 +326,8 @@ _KEPT = MappingProxyType(
         "report": "mechvlm.report",
         "save_result": "mechvlm.axes:save_result",
         "scenes": "mechvlm.scenes",
+        "screen_then_verify": "mechvlm.analyses.attribution:screen_then_verify",
+        "screening": "mechvlm.screening",
         "selecting": "mechvlm.selecting",
         "statistics": "mechvlm.statistics",
         "token_ablation": "mechvlm.analyses.token_ablation:token_ablation",

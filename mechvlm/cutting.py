@@ -98,7 +98,7 @@ def like(
     Returns:
         Different draws, each of them one intervention: `n`, or fewer where there are
         hardly more. None if a target may read fewer positions of the pool than the cut
-        takes from it.
+        takes from it, or the cut takes none.
 
     Example:
         >>> import mechvlm as mv
@@ -113,7 +113,9 @@ def like(
         (True, Positions())
     """
     choices = _choices(reads, cut, cells_of(pool))
-    if any(cells.bit_count() < size for _, rows in choices for cells, size in rows):
+    if not choices or any(
+        cells.bit_count() < size for _, rows in choices for cells, size in rows
+    ):
         return []
     # What no target may read, such as padding, must not stir the draws.
     candidates = reduce(or_, (cells for _, rows in choices for cells, _ in rows), 0)
@@ -144,7 +146,8 @@ def _choices(
             readable = reads.readable(layers[0], target)
             if size := (readable & source).bit_count():
                 rows.setdefault((readable & pool, size), []).append(target)
-        found.append((layers, rows))
+        if rows:
+            found.append((layers, rows))
     return found
 
 

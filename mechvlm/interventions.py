@@ -26,6 +26,7 @@ __all__ = [
     "PathPatch",
     "listed",
     "parts",
+    "reaches",
 ]
 
 
@@ -209,11 +210,47 @@ def _feeds(sender: Site, receiver: Site) -> bool:
     if sender.layer is not None:
         start = sender.layer, _IN_A_LAYER[sender.component]
     stop = receiver.layer, _IN_A_LAYER[receiver.component]
-    both = {sender.component, receiver.component}
-    if sender.layer == receiver.layer and both <= set(_ATTENDED):
+    if _beside(sender, receiver):
         same_head = None in (sender.head, receiver.head) or sender.head == receiver.head
         return start < stop and same_head
     return start < stop
+
+
+def _beside(sender: Site, receiver: Site) -> bool:
+    """Whether both are made by one layer's attention, so that none attends to both."""
+    both = {sender.component, receiver.component}
+    return sender.layer == receiver.layer and both <= set(_ATTENDED)
+
+
+def _gathers(sender: Site, receiver: Site) -> bool:
+    """Whether attention brings a change from other positions to a receiver."""
+    attends = receiver.component in _ATTENDED and not _beside(sender, receiver)
+    return attends and _feeds(sender, receiver)
+
+
+def reaches(
+    sender: Site,
+    receiver: Site,
+    at: Positions | None = None,
+    to: Positions | None = None,
+) -> bool:
+    """Whether there is a path that a path patch could patch.
+
+    Args:
+        sender: Where it starts.
+        receiver: Where it ends.
+        at: Positions that send; None means all.
+        to: Positions that receive; None means all.
+
+    Example:
+        >>> head = Site("z", 1, head=0)
+        >>> reaches(head, Site("q", 2)), reaches(head, Site("q", 1))
+        (True, False)
+        >>> reaches(head, Site("q", 2), at=Positions.of(3), to=Positions.of(4))
+        False
+    """
+    apart = at is not None and to is not None and set(at).isdisjoint(to)
+    return _feeds(sender, receiver) and (not apart or _gathers(sender, receiver))
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,17 +344,13 @@ class PathPatch:
             >>> path.gathers(later), path.gathers(Site("q", 2))
             (True, False)
         """
-        return receiver.component in _ATTENDED and any(
-            site.layer != receiver.layer or site.component not in _ATTENDED
-            for site in self.feeding(receiver)
-        )
+        return any(_gathers(site, receiver) for site in self.senders)
 
     def _refuse_apart(self) -> None:
         """Refuse positions between which only a frozen head could carry anything."""
-        if self.at is None or self.to is None or self.at & self.to:
-            return
         for receiver in self.receivers:
-            if not self.gathers(receiver):
+            ends = ((site, receiver, self.at, self.to) for site in self.senders)
+            if not any(reaches(*each) for each in ends):
                 raise InterventionError(
                     f"positions {self.at} send and {self.to} receive at {receiver!r}:"
                     " heads are frozen on the way, so nothing goes from one position"

@@ -131,7 +131,8 @@ def bind(
         vlm: The model.
         pair: Two pictures and the question.
         metric: What tells the two apart; None takes the logit of the pair's answer
-            minus that of its foil, both of which must then be single tokens.
+            minus that of its foil, both of which must then be single tokens, written as
+            the answer goes on: after a prefix perhaps with a space in front.
         system: System message; None leaves it to the template.
 
     Returns:

@@ -19,6 +19,11 @@ PAPERS: Mapping[str, str] = MappingProxyType(
             "Meng, Bau, Andonian, Belinkov: Locating and Editing Factual Associations"
             " in GPT. NeurIPS 2022."
         ),
+        "arXiv:2211.00593": (
+            "Wang, Variengien, Conmy, Shlegeris, Steinhardt: Interpretability in the"
+            " Wild: a Circuit for Indirect Object Identification in GPT-2 Small. ICLR"
+            " 2023."
+        ),
         "arXiv:2304.14767": (
             "Geva, Bastings, Filippova, Globerson: Dissecting Recall of Factual"
             " Associations in Auto-Regressive Language Models. EMNLP 2023."
@@ -26,6 +31,14 @@ PAPERS: Mapping[str, str] = MappingProxyType(
         "arXiv:2306.13394": (
             "Fu, Chen, Shen et al.: MME: A Comprehensive Evaluation Benchmark for"
             " Multimodal Large Language Models. 2023."
+        ),
+        "arXiv:2310.10348": (
+            "Syed, Rager, Conmy: Attribution Patching Outperforms Automated Circuit"
+            " Discovery. 2023."
+        ),
+        "arXiv:2403.17806": (
+            "Hanna, Pezzelle, Belinkov: Have Faith in Faithfulness: Going Beyond"
+            " Circuit Overlap When Finding Model Mechanisms. COLM 2024."
         ),
         "arXiv:2404.15255": (
             "Heimersheim, Nanda: How to Use and Interpret Activation Patching. 2024."

@@ -13,13 +13,12 @@ from mechvlm.layout import Positions
 from mechvlm.models.lowering import unused
 from mechvlm.models.rowwise.batches import Item
 from mechvlm.models.rowwise.sending import Sending
-from mechvlm.sites import Component, Site
+from mechvlm.sites import Site
 
 __all__ = ["Lowered", "Stage", "lowered"]
 
 _IN_HEADS = frozenset({"q", "k", "v"})
 _OF_HEADS = frozenset({"z", "result", "attn_out"})
-_OF_MLPS = frozenset({"mlp_post", "mlp_out"})
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,10 @@ class _Lowering:
     def _heard(
         self, path: PathPatch, senders: tuple[Site, ...], receiver: Site, wanted: Cells
     ) -> Iterator[Patch]:
-        """A receiver in a layer gets what this layer makes of the difference."""
+        """A receiver in a layer gets what this layer makes of the difference.
+
+        It enters with the layer's stream: heads that are frozen let it pass.
+        """
         layer, at = receiver.layer or 0, self._cells_of(path.at)
         local: tuple[Site, ...] = ()
         rows = span(wanted)
@@ -231,9 +233,8 @@ class _Lowering:
                 at &= self._cones.reads.sources(layer, wanted) | wanted
                 step = _gathering(layer, at, wanted)
         far = tuple(site for site in senders if site not in local)
-        into: Component = "resid_mid" if receiver.component in _OF_MLPS else "resid_pre"
         entering = at if path.gathers(receiver) else at & wanted
-        sending = self._entering(path, far, Site(into, layer), entering)
+        sending = self._entering(path, far, Site("resid_pre", layer), entering)
         patches = [] if sending is None else [self._into(sending)]
         here = self._at(at & wanted)
         patches += [Patch(site, here, path.run) for site in local if here]

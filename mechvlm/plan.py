@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from mechvlm.cone import Cones, Reads
 from mechvlm.interventions import Intervention, listed
-from mechvlm.models.checking import check_all
+from mechvlm.models.checking import check_all, shape_at
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.rowwise.batches import Item
 from mechvlm.models.rowwise.costs import Costs
 from mechvlm.models.rowwise.packing import Pass, check_rows, most_rows, packed
 from mechvlm.models.rowwise.sending import Sending
-from mechvlm.paths import Stage, lowered
+from mechvlm.paths import Lowered, Stage, lowered
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
 
@@ -35,7 +36,8 @@ class Plan:
         least: Multiplications of just those cells that can change and matter.
         whole: Multiplications of one whole pass per intervention.
         peak_bytes: Most memory at once beside the model's own, estimated: the base run,
-            one pass, and the logits of all interventions.
+            one pass, what path patches put into receivers, and the logits of all
+            interventions.
     """
 
     items: tuple[Item, ...]
@@ -145,8 +147,16 @@ def planned(
         work=sum(done[item.steps] for item in (*items, *before)),
         least=sum(least[item.steps] for item in (*items, *before)),
         whole=len(items) * costs.whole(),
-        peak_bytes=costs.base_bytes() + rows * row_bytes + logits,
+        peak_bytes=costs.base_bytes() + rows * row_bytes + logits + _held(vlm, plain),
     )
+
+
+def _held(vlm: HookedVLM, plain: Lowered) -> int:
+    """Memory of what path patches put into receivers, all of which is kept."""
+    found = [(each.site, each.to) for each in plain.sendings]
+    found += [pair for stage in plain.stages for pair in stage.to.items()]
+    numbers = sum(len(to) * prod(shape_at(vlm.cfg, site)) for site, to in found)
+    return numbers * vlm.cfg.dtype.itemsize
 
 
 def _in_words(n_bytes: int | float) -> str:

@@ -8,7 +8,7 @@ replaced, but a run of another, smaller model, made of the same modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechvlm.cone import Step
 from mechvlm.errors import CircuitError, EngineError
-from mechvlm.graph import LOGITS, Circuit, Node, Shape
+from mechvlm.graph import LOGITS, Circuit, Edge, Node, Shape
 from mechvlm.interventions import Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric
@@ -49,8 +49,13 @@ class Wiring:
     @classmethod
     def of(cls, circuit: Circuit) -> Wiring:
         """A circuit's edges and no others."""
+        return cls.along(circuit.edges)
+
+    @classmethod
+    def along(cls, edges: Iterable[Edge]) -> Wiring:
+        """Some edges and no others."""
         found: dict[Node, set[Node]] = {}
-        for edge in circuit.edges:
+        for edge in edges:
             found.setdefault(edge.receiver, set()).add(edge.sender)
         return cls({node: frozenset(senders) for node, senders in found.items()})
 
@@ -63,8 +68,7 @@ class Wiring:
             groups: Names of all token groups.
         """
         every = Circuit.whole(circuit.shape, groups).edges
-        rest = set(every) - set(circuit.edges)
-        return cls.of(Circuit(tuple(rest), circuit.shape))
+        return cls.along(set(every) - set(circuit.edges))
 
     @cached_property
     def givers(self) -> frozenset[Node]:
@@ -209,7 +213,7 @@ class _Values:
     def _terms(self, senders: frozenset[Node]) -> Iterator[Tensor]:
         """What senders give beyond their ablated values; heads of a layer together."""
         heads: dict[int, set[Node]] = {}
-        for node in sorted(senders):
+        for node in sorted(senders, key=lambda node: node.place):
             if node.kind != "head":
                 yield self._more[node]
             else:

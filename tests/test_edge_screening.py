@@ -1,8 +1,8 @@
-"""Scores of edges are slopes of exact effects, for all edges by one backward.
+"""Scores of edges are slopes of exact effects, all of them by one backward pass.
 
 Oracles: Hugging Face's model alone, in fp64 and with torch's own hooks, where an edge
-carries a ten-thousandth of the way to the other run; and the planted circuits, along
-whose ways everything is linear.
+carries a ten-thousandth of its change (`edges_by_hand`); and the planted circuits,
+along whose ways everything is linear.
 """
 
 from functools import cache
@@ -10,207 +10,313 @@ from functools import cache
 import pytest
 import tiny
 import torch
+from edges_by_hand import Plain, pair_of
 
 import mechvlm as mv
+from mechvlm.ablating import zero_run
 from mechvlm.errors import ArgumentError, CircuitError, InterventionError, MetricError
+from mechvlm.gradients import midpoints
 from mechvlm.graph import LOGITS, Edge, Node, Shape
 from mechvlm.models import planted
 from mechvlm.models.planted import POSITIONS, TOLERANCE, scene
-from mechvlm.screening import (
-    bound,
-    edge_effects,
-    edge_scores,
-    node_effects,
-    node_scores,
-)
+from mechvlm.screening import bound, edge_effects, edge_scores, node_scores
 
-KINDS = (tiny.Kind("llama", 2, "clip"), tiny.Kind("qwen2", 2, "siglip"))
-KINDS += tiny.GEMMA_KINDS
-STEP = 1e-4
+LLAMA = tiny.Kind("llama", 2, "clip")
+KINDS = (LLAMA, tiny.Kind("qwen2", 2, "siglip"), *tiny.GEMMA_KINDS)
 
-
-# --- the oracle -----------------------------------------------------------------------
+WAYS = {
+    "relay": ("[object] -> L0.v0", "L0.H0 -> L2.v0", "L2.H0 -> logits"),
+    "direct": ("[object] -> L1.v0", "L1.H0 -> logits"),
+    "enrich": ("[object] -> MLP 0", "MLP 0 -> L1.v0", "L1.H0 -> logits"),
+}
+"""The edges that carry the class, by construction; each carries all of it."""
 
 
-class Norm64(torch.nn.Module):
-    """RMS norm that stays in fp64, where Hugging Face's would go by way of fp32."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.weight, gemma = norm.weight, type(norm).__name__.startswith("Gemma")
-        self.offset, self.eps = float(gemma), norm.eps if gemma else None
-        self.eps = norm.eps if gemma else norm.variance_epsilon
-
-    def forward(self, x):
-        scale = (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
-        return x * scale * (self.weight + self.offset)
-
-
-def in_fp64(model):
-    for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, Norm64(module))
-    return model.double()
-
-
-@cache
-def pair_of(kind):
-    model, processor = tiny.build(kind)
-    vlm = mv.HookedVLM(in_fp64(model), processor)
-    clean, corrupted = (
-        tiny.ask(vlm, "what color is the cat ?", tiny.picture(seed)) for seed in (0, 1)
-    )
-    metric = mv.logit_difference(vlm, "red", "blue")
-    return vlm, mv.Pair(clean, corrupted, metric, mv.groups_of(clean))
-
-
-@pytest.fixture
-def softmax_in_fp64(monkeypatch):
+@pytest.fixture(autouse=True)
+def _softmax_in_fp64(monkeypatch):
     """Eager attention asks for a softmax in fp32, whatever it is given."""
     plain = lambda x, dim, dtype=None: x.softmax(dim)  # noqa: E731
     monkeypatch.setattr(torch.nn.functional, "softmax", plain)
 
 
-class Plain:
-    """Hugging Face's model and torch's hooks, and what passes by them."""
-
-    def __init__(self, vlm):
-        self.hf, self.names = vlm.hf_model, vlm.family.backbone(vlm.hf_model.config)
-        language_model = vlm.hf_model.get_submodule(vlm.family.language_model)
-        self.layers, self.last = language_model.layers, language_model.norm
-        self.d_head = vlm.cfg.d_head
-
-    def part(self, layer, name):
-        return self.layers[layer].get_submodule(getattr(self.names, name))
-
-    @torch.no_grad()
-    def run(self, prompt, metric, *, seen=None, put=()):
-        """The metric in fp64; `seen` is filled, and `put` (module, function) acts."""
-        handles = []
-        if seen is not None:
-            for at, layer in enumerate(self.layers):
-                for name in ("o", "ln1", "ln2"):
-                    hear = _first_of(seen, (at, name))
-                    handles.append(self.part(at, name).register_forward_pre_hook(hear))
-                hear = _out_of(seen, (at, "mlp"))
-                handles.append(self.part(at, "mlp_out").register_forward_hook(hear))
-            hear = _first_of(seen, "embed")
-            handles.append(self.layers[0].register_forward_pre_hook(hear))
-            hear = _first_of(seen, "last")
-            handles.append(self.last.register_forward_pre_hook(hear))
-        for module, hook, kind in put:
-            handles.append(getattr(module, f"register_{kind}")(hook))
-        logits = self.hf(**prompt.inputs, use_cache=False).logits[0, -1]
-        for handle in handles:
-            handle.remove()
-        answer, foil = metric.tokens
-        return float(logits[answer] - logits[foil])
-
-    def given(self, seen, sender, change, groups, size):
-        """What the sender adds to the stream by a part of its change."""
-        if sender.kind == "mlp":
-            return size * change[sender.layer, "mlp"]
-        if sender.kind == "tokens":
-            added = torch.zeros_like(change["embed"])
-            rows = list(groups[sender.group])
-            added[:, rows] = size * change["embed"][:, rows]
-            return added
-        at = slice(sender.head * self.d_head, (sender.head + 1) * self.d_head)
-        old = seen[sender.layer, "o"]
-        new = old.clone()
-        new[..., at] += size * change[sender.layer, "o"][..., at]
-        ends = [self.part(sender.layer, "o")(x) for x in (old, new)]
-        if self.names.attn_out != "self_attn":
-            ends = [self.part(sender.layer, "attn_out")(x) for x in ends]
-        return ends[1] - ends[0]
-
-    def taking(self, seen, receiver, added):
-        """A hook under which this receiver alone reads what was added."""
-        if receiver == LOGITS:
-            return self.last, lambda _, args: (args[0] + added,), "forward_pre_hook"
-        if receiver.kind == "mlp":
-            norm = self.part(receiver.layer, "ln2")
-            return norm, lambda _, args: (args[0] + added,), "forward_pre_hook"
-        norm = self.part(receiver.layer, "ln1")
-        projection = self.part(receiver.layer, receiver.kind)
-        heard = projection(norm(seen[receiver.layer, "ln1"] + added))
-        at = slice(receiver.head * self.d_head, (receiver.head + 1) * self.d_head)
-
-        def put(_, __, output):
-            new = output.clone()
-            new[..., at] = heard[..., at]
-            return new
-
-        return projection, put, "forward_hook"
-
-    def slope(self, pair, edge, place=None):
-        """Share of the gap that is lost, per way of the edge, at its beginning."""
-        clean, corrupted = {}, {}
-        value = self.run(pair.clean, pair.metric, seen=clean)
-        gap = value - self.run(pair.corrupted, pair.metric, seen=corrupted)
-        change = {name: corrupted[name] - clean[name] for name in clean}
-        start = []
-        if place is not None:
-            there = clean["embed"] + (1 - place) * change["embed"]
-            enter = lambda _, args: (there, *args[1:])  # noqa: E731
-            start = [(self.layers[0], enter, "forward_pre_hook")]
-        here = {}
-        self.run(pair.clean, pair.metric, seen=here, put=start)
-        found = []
-        for size in (STEP, -STEP):
-            with torch.no_grad():
-                added = self.given(here, edge.sender, change, pair.groups, size)
-                put = [*start, self.taking(here, edge.receiver, added)]
-            found.append(self.run(pair.clean, pair.metric, put=put))
-        return -(found[0] - found[1]) / (2 * STEP) / gap
+@cache
+def planted_pair(circuit, corrupted=1):
+    """Another class in the corrupted picture; None leaves the object out of it."""
+    vlm = mv.HookedVLM(*planted.build(circuit))
+    pictures = scene(0), scene(0, cells=()) if corrupted is None else scene(corrupted)
+    clean, other = (
+        vlm.prompt(planted.QUESTION, x, system=planted.SYSTEM) for x in pictures
+    )
+    metric = mv.logit_difference(vlm, planted.ANSWERS[0], planted.ANSWERS[1])
+    objects = {"object": mv.Positions.of(*POSITIONS["object"])}
+    return vlm, mv.Pair(clean, other, metric, mv.groups_of(clean, objects))
 
 
-def _first_of(seen, name):
-    def hear(_, args, kwargs=None):
-        seen[name] = args[0].clone()
-
-    return hear
-
-
-def _out_of(seen, name):
-    def hear(_, __, output):
-        seen[name] = output.clone()
-
-    return hear
+def every_edge(vlm, pair):
+    shape = Shape.of(vlm.cfg)
+    return [
+        edge
+        for edge in shape.edges([*shape.heads, *shape.mlps, *tokens_of(pair)])
+        if str(edge.receiver) != "logits" or str(edge.sender)[0] != "["
+    ]
 
 
-def some_edges(vlm, pair, n=14):
+def tokens_of(pair):
+    return map(Node.tokens, pair.groups)
+
+
+def one_of_each_kind(vlm, pair):
     """Every kind of sender with every kind of receiver, drawn by chance."""
-    shape = Shape(vlm.cfg.n_layers, vlm.cfg.n_heads, vlm.cfg.n_key_value_heads)
-    nodes = [*shape.heads, *shape.mlps, *map(mv.Node.tokens, pair.groups)]
-    kinds = {}
-    for edge in shape.edges(nodes):
+    kinds = {("tokens", "logits"): [Edge(Node.tokens("last"), LOGITS)]}
+    for edge in every_edge(vlm, pair):
         kinds.setdefault((edge.sender.kind, edge.receiver.kind), []).append(edge)
     draw = torch.Generator().manual_seed(0)
+    assert len(kinds) == 15
     return [
         edges[int(torch.randint(len(edges), (), generator=draw))]
         for edges in kinds.values()
     ]
 
 
-def score_of(scores, edge):
-    at = scores.senders.index(edge.sender), scores.receivers.index(edge.receiver)
-    return float(scores.values[at])
-
-
 # --- random models --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.usefixtures("softmax_in_fp64")
 def test_a_score_is_the_slope_of_the_exact_effect(kind):
     vlm, pair = pair_of(kind)
-    scores, plain, large = edge_scores(vlm, pair), Plain(vlm), 0
-    edges = some_edges(vlm, pair)
-    assert len(edges) == 15
-    for edge in edges:
-        wanted = plain.slope(pair, edge)
-        assert score_of(scores, edge) == pytest.approx(wanted, rel=1e-4, abs=1e-7), edge
-        large += abs(wanted) > 1e-4
-    assert large >= 10
+    scores, plain = dict(edge_scores(vlm, pair).ranked()), Plain(vlm)
+    edges = one_of_each_kind(vlm, pair)
+    wanted = [plain.slope(pair, edge) for edge in edges]
+    found = [scores[edge] for edge in edges]
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+    assert sum(abs(each) > 1e-4 for each in wanted) >= 10
+
+
+@pytest.mark.parametrize("kind", [LLAMA, tiny.GEMMA_KINDS[1]], ids=str)
+def test_with_steps_it_is_the_mean_slope_between_the_embeddings(kind):
+    vlm, pair = pair_of(kind)
+    scores, plain = dict(edge_scores(vlm, pair, steps=2).ranked()), Plain(vlm)
+    at_clean = dict(edge_scores(vlm, pair).ranked())
+    edges = one_of_each_kind(vlm, pair)[::2]
+    places = midpoints(2)
+    wanted = [
+        sum(plain.slope(pair, edge, place=place) for place in places) / 2
+        for edge in edges
+    ]
+    assert [scores[edge] for edge in edges] == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+    assert [at_clean[edge] for edge in edges] != pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [LLAMA, tiny.GEMMA_KINDS[1]], ids=str)
+def test_an_exact_effect_is_that_of_plain_passes(kind):
+    vlm, pair = pair_of(kind)
+    edges, plain = one_of_each_kind(vlm, pair), Plain(vlm)
+    wanted = [plain.effect(pair, edge) for edge in edges]
+    found = edge_effects(vlm, pair, edges, progress=False)
+    assert found.tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    assert sum(abs(each) > 1e-3 for each in wanted) >= 8
+
+
+def test_another_run_may_stand_for_what_is_ablated():
+    """Towards zeros; the gap stays that between the two prompts."""
+    vlm, pair = pair_of(LLAMA)
+    zeros = zero_run(vlm, pair.clean)
+    scores = edge_scores(vlm, pair, ablated=zeros)
+    again = edge_scores(vlm, bound(vlm, pair, ablated=zeros))
+    torch.testing.assert_close(scores.values, again.values, equal_nan=True)
+    scores, plain = dict(scores.ranked()), Plain(vlm)
+    gone = lambda clean: {name: -x for name, x in clean.items()}  # noqa: E731
+    for edge in one_of_each_kind(vlm, pair)[::3]:
+        wanted = plain.slope(pair, edge, change=gone)
+        assert scores[edge] == pytest.approx(wanted, rel=1e-4, abs=1e-7), edge
+
+
+def test_trap_14_a_key_or_value_input_is_one_key_value_heads():
+    """Its score holds what all of the heads that it serves make of the change."""
+    vlm, pair = pair_of(LLAMA)
+    scores = edge_scores(vlm, pair)
+    takers = [str(node) for node in scores.receivers if node.layer == 1]
+    queries = [f"L1.q{head}" for head in range(4)]
+    assert takers == [*queries, "L1.k0", "L1.k1", "L1.v0", "L1.v1", "MLP 1"]
+
+
+def test_trap_07_padding_changes_no_score():
+    vlm, pair = pair_of(LLAMA)
+    prompts = [each.left_padded(3, 0) for each in (pair.clean, pair.corrupted)]
+    padded = mv.Pair(*prompts, pair.metric, mv.groups_of(prompts[0]))
+    wanted = dict(edge_scores(vlm, pair).ranked())
+    found = dict(edge_scores(vlm, padded).ranked())
+    assert {each: found[each] for each in wanted} == pytest.approx(wanted, abs=1e-6)
+    alone = [value for edge, value in found.items() if edge.sender.group == "pad"]
+    assert len(alone) > 10
+    assert not any(alone)
+
+
+def test_16_bit_models_are_scored_in_fp32():
+    vlm = mv.HookedVLM(*tiny.build(LLAMA))
+    clean, corrupted = (vlm.prompt("the cat", tiny.picture(seed)) for seed in (0, 1))
+    metric = mv.logit_difference(vlm, "red", "blue")
+    pair = mv.Pair(clean, corrupted, metric, mv.groups_of(clean))
+    wide = edge_scores(vlm, pair).values
+    vlm.to(torch.bfloat16)
+    prompts = (vlm.prompt("the cat", tiny.picture(seed)) for seed in (0, 1))
+    narrow = edge_scores(vlm, mv.Pair(*prompts, metric, pair.groups)).values
+    known = ~wide.isnan()
+    both = torch.stack([wide[known], narrow[known]])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.95
+    rough = narrow[known].float()
+    assert not torch.equal(rough.bfloat16().float(), rough)
+
+
+# --- planted circuits -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("circuit", WAYS)
+def test_along_a_linear_way_the_score_is_the_whole_effect(circuit):
+    vlm, pair = planted_pair(circuit)
+    wanted = dict.fromkeys(every_edge(vlm, pair), 0.0)
+    wanted |= dict.fromkeys(map(Edge.parse, WAYS[circuit]), 1.0)
+    scores = dict(edge_scores(vlm, pair).ranked())
+    del scores[Edge(Node.tokens("last"), LOGITS)]
+    assert scores == pytest.approx(wanted, abs=TOLERANCE)
+    found = edge_effects(vlm, pair, list(wanted), progress=False).tolist()
+    assert found == pytest.approx(list(wanted.values()), abs=TOLERANCE)
+
+
+def test_a_saturated_attention_hides_an_edge_from_the_gradient():
+    """Without an object nothing is read, whatever the values are.
+
+    The keys' flag decides that, by 20 in the softmax: its slope is nothing, and its
+    effect is all. Half way between the two pictures it has a slope.
+    """
+    vlm, pair = planted_pair("direct", corrupted=None)
+    key, value = map(Edge.parse, ("[object] -> L1.k0", "[object] -> L1.v0"))
+    exact = edge_effects(vlm, pair, [key, value], progress=False).tolist()
+    assert exact == pytest.approx([1, 1], abs=0.01)
+    score = dict(edge_scores(vlm, pair).ranked())
+    assert score[key] == pytest.approx(0, abs=TOLERANCE)
+    assert score[value] == pytest.approx(1, abs=0.01)
+    assert dict(edge_scores(vlm, pair, steps=8).ranked())[key] > 0.1
+
+
+def test_where_nothing_differs_in_the_metric_nothing_is_scored():
+    vlm, pair = planted_pair("too_late")
+    for call in (edge_scores, node_scores, bound):
+        with pytest.raises(MetricError, match="there is no gap to recover"):
+            call(vlm, pair)
+
+
+# --- cost, and what is left behind ----------------------------------------------------
+
+
+@pytest.fixture
+def passes(tiny_vlm):
+    """How often the model ran, and how often a gradient came out of its head."""
+    count = {"forward": 0, "layer": 0, "backward": 0}
+
+    def add(name):
+        def hook(*_):
+            count[name] += 1
+
+        return hook
+
+    layer = tiny_vlm.hf_model.get_submodule(tiny_vlm.family.language_model).layers[1]
+    hf = tiny_vlm.hf_model
+    handles = [
+        hf.register_forward_hook(add("forward")),
+        layer.mlp.register_forward_hook(add("layer")),
+        hf.lm_head.register_full_backward_hook(add("backward")),
+    ]
+    yield count
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture
+def tiny_pair(tiny_vlm):
+    clean, corrupted = (
+        tiny_vlm.prompt("what color", tiny.picture(seed)) for seed in (0, 1)
+    )
+    metric = mv.logit_difference(tiny_vlm, "red", "blue")
+    return mv.Pair(clean, corrupted, metric, mv.groups_of(clean))
+
+
+@pytest.mark.parametrize("score", [edge_scores, node_scores])
+def test_screening_costs_two_forwards_and_one_backward(
+    score, tiny_vlm, tiny_pair, passes
+):
+    score(tiny_vlm, tiny_pair)
+    assert passes == {"forward": 2, "layer": 2, "backward": 1}
+
+
+def test_a_bound_pair_costs_one_forward_less(tiny_vlm, tiny_pair, request):
+    once = bound(tiny_vlm, tiny_pair)
+    count = request.getfixturevalue("passes")
+    edge_scores(tiny_vlm, once)
+    assert count == {"forward": 1, "layer": 1, "backward": 1}
+
+
+def test_each_step_costs_a_forward_and_a_backward(tiny_vlm, tiny_pair, passes):
+    edge_scores(tiny_vlm, tiny_pair, steps=3)
+    assert passes == {"forward": 5, "layer": 5, "backward": 3}
+
+
+def test_nothing_of_the_model_is_left_changed(tiny_vlm, tiny_pair, untouched):
+    """The fixture checks weights, whether they ask for gradients, and all hooks."""
+    first = edge_scores(tiny_vlm, tiny_pair).values
+    assert untouched() == []
+    with torch.no_grad():
+        again = edge_scores(tiny_vlm, tiny_pair).values
+        assert not torch.is_grad_enabled()
+    weights = list(tiny_vlm.hf_model.parameters())
+    asked = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad_(False)
+    frozen = edge_scores(tiny_vlm, tiny_pair).values
+    for weight, before in zip(weights, asked, strict=True):
+        weight.requires_grad_(before)
+    for other in (again, frozen):
+        torch.testing.assert_close(other, first, equal_nan=True)
+    with pytest.raises(MetricError, match="'rank of red' has no gradient"):
+        edge_scores(tiny_vlm, counting(tiny_vlm, tiny_pair))
+
+
+def counting(vlm, pair):
+    return mv.Pair(pair.clean, pair.corrupted, mv.rank(vlm, "red"), pair.groups)
+
+
+# --- values and refusals --------------------------------------------------------------
+
+
+def test_edges_are_ranked_by_size_and_none_is_made_up(tiny_vlm, tiny_pair):
+    scores = edge_scores(tiny_vlm, tiny_pair)
+    ranked = scores.ranked()
+    sizes = [abs(value) for _, value in ranked]
+    assert sizes == sorted(sizes, reverse=True)
+    wanted = {*every_edge(tiny_vlm, tiny_pair), Edge(Node.tokens("last"), LOGITS)}
+    assert {edge for edge, _ in ranked} == wanted
+    assert len(ranked) == int((~scores.values.isnan()).sum())
+
+
+def test_edges_that_there_are_not_are_refused(tiny_vlm, tiny_pair):
+    for label, kind, told in [
+        ("[cat] -> L0.v0", CircuitError, r"no token group 'cat'; it has .*image"),
+        ("L7.H0 -> logits", CircuitError, "L7.H0: the model has 4 layers"),
+        ("L0.H0 -> L1.v2", CircuitError, "L1.v2: .* and 2 key-value heads"),
+        ("[image] -> logits", InterventionError, "nothing goes from one position"),
+    ]:
+        with pytest.raises(kind, match=told):
+            edge_effects(tiny_vlm, tiny_pair, [Edge.parse(label)])
+    with pytest.raises(InterventionError, match="list of interventions is empty"):
+        edge_effects(tiny_vlm, tiny_pair, [])
+
+
+def test_what_cannot_be_scored_is_refused(tiny_vlm, tiny_pair):
+    once = bound(tiny_vlm, tiny_pair)
+    for call in (edge_scores, node_scores):
+        with pytest.raises(InterventionError, match="steps=0: wanted at least 1"):
+            call(tiny_vlm, once, steps=0)
+        with pytest.raises(ArgumentError, match="beside a bound pair"):
+            call(tiny_vlm, once, ablated=once.ablated)
+    with pytest.raises(ArgumentError, match="beside a bound pair"):
+        edge_effects(tiny_vlm, once, [], ablated=once.ablated)

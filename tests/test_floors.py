@@ -15,7 +15,7 @@ FLOORS = [
     *("statistics", "items", "prompts", "interventions", "scenes", "metrics"),
     "graph",
     *("readings", "judges", "datasets", "viz"),
-    *("cone", "models", "record", "paths", "plan"),
+    *("cone", "models", "places", "record", "paths", "plan"),
     *("ablating", "subgraph"),
     *("reference", "engine", "gradients", "selecting", "posing", "pairs"),
     "screening",

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from arena.geometry import Geometry, Scene
-from arena.sweeps import Act, Blank, Cut, Direct, SwapHead, SwapStream
+from arena.sweeps import Act, Blank, Cut, Direct, IntoQuery, SwapHead, SwapStream
 
 LINEAR_ROWS = 4096
 ATTENTION_ROWS = 512
@@ -82,6 +82,8 @@ def cone(geometry: Geometry, act: Act) -> list[Work]:
     n, end = geometry.n, geometry.n_layers - 1
     if isinstance(act, Direct):  # its vector, and nothing in any layer
         return [Work()] * end + [Work(slices=1)]
+    if isinstance(act, IntoQuery):
+        return into_query(geometry, act)
     row, changed = torch.arange(n), torch.zeros(n, dtype=torch.bool)
     found = []
     for layer in range(geometry.n_layers):
@@ -107,6 +109,14 @@ def cone(geometry: Geometry, act: Act) -> list[Work]:
         )
         changed = leaving
     return found
+
+
+def into_query(geometry: Geometry, act: IntoQuery) -> list[Work]:
+    """One row: a head's vector, another head's query and output; then every layer."""
+    n, behind = geometry.n, geometry.n_layers - 1 - act.into_layer
+    there = Work(pairs=n // geometry.n_heads, slices=3, leaving=1)
+    row = Work(keys=1, queries=1, attending=1, pairs=n, leaving=1)
+    return [Work()] * act.into_layer + [there] + [row] * behind
 
 
 def written(

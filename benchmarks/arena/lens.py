@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from arena.plain import Plain
-from arena.sweeps import Act, Blank, Cut, Direct, SwapHead, SwapStream
+from arena.sweeps import Act, Blank, Cut, Direct, IntoQuery, SwapHead, SwapStream
 
 
 class Bridge:
@@ -68,6 +68,9 @@ class Bridge:
                     return stream
 
                 return [(f"blocks.{last}.hook_resid_post", add)]
+            case IntoQuery(_, _, layer, head):
+                query = self.plain.query(act)
+                return [(f"blocks.{layer}.attn.hook_q", put((0, -1, head), query))]
         raise ValueError(act)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import mechvlm as mv
 from arena.geometry import Scene
-from arena.sweeps import Act, Blank, Cut, Direct, SwapHead, SwapStream
+from arena.sweeps import Act, Blank, Cut, Direct, IntoQuery, SwapHead, SwapStream
 
 
 def said(act: Act, n: int, n_layers: int) -> Any:
@@ -28,10 +27,21 @@ def said(act: Act, n: int, n_layers: int) -> Any:
             return mv.Ablate(mv.Site("embed"), at(where), "mean")
         case Direct(layer, head):
             stream = mv.Site("resid_post", n_layers - 1)
-            return mv.Add(stream, at(n - 1), f"{layer}.{head}")
+            return direct((layer, head), stream, at(n - 1))
+        case IntoQuery(layer, head, into_layer, into_head):
+            query = mv.Site("q", into_layer, head=into_head)
+            return direct((layer, head), query, at(n - 1))
 
 
-NEEDS: dict[type, str] = {SwapStream: "resid_pre", SwapHead: "z", Direct: "z"}
+def direct(head: tuple[int, int], receiver: mv.Site, at: mv.Positions) -> mv.PathPatch:
+    """A head's direct path to a receiver at some positions."""
+    ends = (mv.Site("z", *head),), (receiver,)
+    return mv.PathPatch(*ends, "donor", at=at, to=at, mlps="frozen")
+
+
+NEEDS: dict[type, str] = {SwapStream: "resid_pre"} | dict.fromkeys(
+    (SwapHead, Direct, IntoQuery), "z"
+)
 """What an act needs of recorded runs."""
 
 
@@ -49,8 +59,6 @@ class Ours:
         self.runs: dict[str, mv.Run] = {}
         if sites:
             self.runs["donor"] = mv.record(scene.vlm, scene.donor, sites)
-        if Direct in self.kinds:
-            self.own = mv.record(scene.vlm, scene.base, ["z"])
 
     def base(self) -> Any:
         """The base pass that every sweep on this prompt shares."""
@@ -68,18 +76,8 @@ class Ours:
         )
 
     def vectors(self) -> dict[str, Tensor]:
-        """Vectors that the interventions name; those of direct paths are made here."""
-        vectors = {"mean": self.scene.mean} if Blank in self.kinds else {}
-        if Direct not in self.kinds:
-            return vectors
-        sites = [mv.Site("z", layer) for layer in range(self.scene.geometry.n_layers)]
-        change = [self.runs["donor"][site][-1] - self.own[site][-1] for site in sites]
-        written = torch.einsum("lhe,lhed->lhd", torch.stack(change), self.scene.vlm.W_O)
-        return vectors | {
-            f"{layer}.{head}": vector
-            for layer, of_layer in enumerate(written)
-            for head, vector in enumerate(of_layer)
-        }
+        """Vectors that the interventions name."""
+        return {"mean": self.scene.mean} if Blank in self.kinds else {}
 
     def metric(self) -> mv.Metric:
         """A metric that reads two words."""

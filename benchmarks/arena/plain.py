@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from arena.geometry import Scene
-from arena.sweeps import Act, Blank, Cut, Direct, SwapHead, SwapStream
+from arena.sweeps import Act, Blank, Cut, Direct, IntoQuery, SwapHead, SwapStream
 
 
 @dataclass
@@ -93,6 +93,8 @@ class Plain:
                 return self.logits(embeds, start)
             case Direct(layer, head):
                 handles = [self.with_final(self.written(layer, head))]
+            case IntoQuery():
+                handles = [self.with_query(act)]
         with hooked(*handles):
             return self.logits(self.embeds, start)
 
@@ -125,6 +127,25 @@ class Plain:
         own = self.columns(head)
         change = self.donor.z[layer][-1, own] - self.base.z[layer][-1, own]
         return self.layers[layer].self_attn.o_proj.weight[:, own] @ change
+
+    def query(self, act: IntoQuery) -> Tensor:
+        """The later head's last query, with the change in what enters its layer."""
+        layer = self.layers[act.into_layer]
+        stream = self.base.stream[act.into_layer][-1]
+        heard = layer.input_layernorm(stream + self.written(act.layer, act.head))
+        return layer.self_attn.q_proj.weight[self.columns(act.into_head)] @ heard
+
+    def with_query(self, act: IntoQuery) -> Any:
+        """That query at the last position."""
+        query, own = self.query(act), self.columns(act.into_head)
+
+        def put(_: Any, __: Any, output: Tensor) -> Tensor:
+            queries = output.clone()
+            queries[:, -1, own] = query
+            return queries
+
+        projection = self.layers[act.into_layer].self_attn.q_proj
+        return projection.register_forward_hook(put)
 
     def with_stream(self, layer: int, at: int, start: int) -> Any:
         """The donor's stream at one position of what enters a layer."""
@@ -201,7 +222,7 @@ class Prefix(Plain):
                 return min(target)
             case Blank(at):
                 return min(at)
-            case Direct():
+            case Direct() | IntoQuery():
                 return self.scene.geometry.n - 1
 
     def logits(self, embeds: Tensor, start: int = 0) -> Tensor:

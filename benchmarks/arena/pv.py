@@ -15,7 +15,7 @@ import pyvene
 from torch import Tensor
 
 from arena.plain import Plain
-from arena.sweeps import Act, Blank, Cut, Direct, SwapHead, SwapStream
+from arena.sweeps import Act, Blank, Cut, Direct, IntoQuery, SwapHead, SwapStream
 
 UNSUPPORTED = (
     "pyvene writes one tensor that enters or leaves a module; an attention edge is in"
@@ -37,7 +37,7 @@ class Pyvene:
     def _at(self, place: str) -> Any:
         """An intervenable model whose only function writes what `self.value` says."""
         config = pyvene.RepresentationConfig(
-            component=f"model.language_model.{place}.input",
+            component=f"model.language_model.{place}",
             unit="pos",
             intervention=lambda base, source: self.value(base),
         )
@@ -50,7 +50,9 @@ class Pyvene:
         match act:
             case SwapStream(layer, at):
                 row = self.plain.donor.stream[layer][at]
-                return self.call(f"layers[{layer}]", [at], lambda _: row[None, None])
+                return self.call(
+                    f"layers[{layer}].input", [at], lambda _: row[None, None]
+                )
             case SwapHead(layer, head, at):
                 own = self.plain.columns(head)
                 rows = self.plain.donor.z[layer][at:, own]
@@ -59,14 +61,25 @@ class Pyvene:
                     z[:, :, own] = rows
                     return z
 
-                place = f"layers[{layer}].self_attn.o_proj"
+                place = f"layers[{layer}].self_attn.o_proj.input"
                 return self.call(place, list(range(at, n)), put)
             case Blank(at):
                 mean = self.plain.scene.mean
-                return self.call("layers[0]", list(at), lambda x: mean.expand_as(x))
+                return self.call(
+                    "layers[0].input", list(at), lambda x: mean.expand_as(x)
+                )
             case Direct(layer, head):
                 change = self.plain.written(layer, head)
-                return self.call("norm", [n - 1], lambda x: x + change)
+                return self.call("norm.input", [n - 1], lambda x: x + change)
+            case IntoQuery(_, _, layer, head):
+                own, query = self.plain.columns(head), self.plain.query(act)
+
+                def ask(queries: Tensor) -> Tensor:
+                    queries[:, :, own] = query
+                    return queries
+
+                place = f"layers[{layer}].self_attn.q_proj.output"
+                return self.call(place, [n - 1], ask)
             case Cut():
                 raise NotImplementedError(UNSUPPORTED)
         raise ValueError(act, embeds.shape)

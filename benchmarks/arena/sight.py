@@ -10,7 +10,7 @@ from nnsight import NNsight
 from torch import Tensor
 
 from arena.plain import Plain
-from arena.sweeps import Act, Blank, Cut, Direct, SwapHead, SwapStream
+from arena.sweeps import Act, Blank, Cut, Direct, IntoQuery, SwapHead, SwapStream
 
 
 class Sight:
@@ -48,6 +48,9 @@ class Sight:
                 return self.untouched(embeds)
             case Direct(layer, head):
                 return self.with_final(self.plain.written(layer, head))
+            case IntoQuery(_, _, layer, head):
+                own, query = self.plain.columns(head), self.plain.query(act)
+                return self.with_query(layer, own, query)
 
     def untouched(self, embeds: Tensor) -> Tensor:
         """Nothing but other embeddings."""
@@ -70,6 +73,15 @@ class Sight:
             z = self.layers[layer].self_attn.o_proj.input.clone()
             z[:, at:, own] = rows
             self.layers[layer].self_attn.o_proj.input = z
+            logits = self.model.lm_head.output.save()
+        return logits[0, -1]
+
+    def with_query(self, layer: int, own: slice, query: Tensor) -> Tensor:
+        """A head's last query put into what leaves the query projection."""
+        with self.model.trace(inputs_embeds=self.plain.embeds, **self.fixed):
+            queries = self.layers[layer].self_attn.q_proj.output.clone()
+            queries[:, -1, own] = query
+            self.layers[layer].self_attn.q_proj.output = queries
             logits = self.model.lm_head.output.save()
         return logits[0, -1]
 

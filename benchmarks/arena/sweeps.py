@@ -1,4 +1,4 @@
-"""The seven sweeps, in words that belong to no library.
+"""The eight sweeps, in words that belong to no library.
 
 An act is one intervention, and so one forward pass of the plain loop.
 """
@@ -57,7 +57,17 @@ class Direct:
     head: int
 
 
-Act: TypeAlias = SwapStream | SwapHead | Cut | Blank | Direct
+@dataclass(frozen=True, slots=True)
+class IntoQuery:
+    """Add what a head's change writes to what a later head's last query hears."""
+
+    layer: int
+    head: int
+    into_layer: int
+    into_head: int
+
+
+Act: TypeAlias = SwapStream | SwapHead | Cut | Blank | Direct | IntoQuery
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,17 @@ def direct_paths(geometry: Geometry) -> Sweep:
     return Sweep("S7", "head -> logits, direct", acts, 1000)
 
 
+def paths_into_query(geometry: Geometry) -> Sweep:
+    """S8: from every earlier head straight to a late head's query."""
+    into = geometry.n_layers - 2, geometry.n_heads // 2
+    acts = tuple(
+        IntoQuery(layer, head, *into)
+        for layer, head in heads(geometry)
+        if layer < into[0]
+    )
+    return Sweep("S8", "head -> a late head's last query, direct", acts, 400)
+
+
 Maker: TypeAlias = Callable[[Geometry], Sweep]
 
 SWEEPS: dict[str, Maker] = {
@@ -175,4 +196,5 @@ SWEEPS: dict[str, Maker] = {
     "S5map": knockout_map,
     "S6": input_ablation,
     "S7": direct_paths,
+    "S8": paths_into_query,
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import Literal
 
 import xarray as xr
 
@@ -11,13 +11,12 @@ from mechvlm.axes import labelled
 from mechvlm.engine import intervene
 from mechvlm.errors import InterventionError
 from mechvlm.interventions import NOTHING, Patch
-from mechvlm.layout import Positions
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.places import Where, layers_of, places_of, site_in
 from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record, shared
-from mechvlm.sites import PER_HEAD, Component, Site
-from mechvlm.wanted import layers_in
+from mechvlm.sites import Component
 
 __all__ = ["activation_patching"]
 
@@ -31,7 +30,7 @@ def activation_patching(
     *,
     metric: Metric,
     site: Component = "resid_pre",
-    at: str | Positions | Mapping[str, Positions] = "all",
+    at: Where = "all",
     direction: Literal["denoise", "noise"] = "denoise",
     layers: Sequence[int] | range | None = None,
     progress: bool | None = None,
@@ -90,16 +89,16 @@ def activation_patching(
         raise InterventionError(
             f"direction={direction!r}: wanted 'denoise' or 'noise'."
         )
-    chosen = _layers(vlm, site, layers)
+    chosen = layers_of(vlm, site, layers)
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     prompt = prompt_of(base)
-    places, labels = _places(vlm, prompt, site, at)
+    places, labels = places_of(vlm, prompt, site, at)
     todo = [
-        Patch(_place(site, layer, head), positions, "donor")
+        Patch(site_in(site, layer, head), positions, "donor")
         for layer in chosen
         for head, positions in places
     ]
-    run = record(vlm, prompt_of(donor), [_place(site, layer) for layer in chosen])
+    run = record(vlm, prompt_of(donor), [site_in(site, layer) for layer in chosen])
     own = shared(vlm, base)
     own_value = intervene(vlm, own, NOTHING, metric=metric, progress=False)
     both = [float(own_value[0]), float(metric(run.logits[None])[0])]
@@ -134,57 +133,6 @@ def _described(
         "metric_units": metric.units,
         "site": site,
         "direction": direction,
-    }
-
-
-def _place(component: Component, layer: int, head: int | None = None) -> Site:
-    """The site of a component in a layer; the embedding is what enters layer 0."""
-    return Site(component) if component == "embed" else Site(component, layer, head)
-
-
-def _layers(
-    vlm: HookedVLM, component: Component, layers: Sequence[int] | range | None
-) -> list[int]:
-    every = range(1 if component == "embed" else vlm.cfg.n_layers)
-    return layers_in(
-        layers,
-        every,
-        "layers",
-        f"cannot be patched: {component!r} is there in layers 0..{every[-1]} of this"
-        " model.",
-    )
-
-
-def _places(
-    vlm: HookedVLM,
-    prompt: Prompt,
-    site: str,
-    at: str | Positions | Mapping[str, Positions],
-) -> tuple[list[tuple[int | None, Positions]], dict[str, list[int] | list[str]]]:
-    """What is patched in each layer, and the result's second dimension."""
-    if isinstance(at, Mapping):
-        if site in PER_HEAD:
-            raise InterventionError(
-                f"site {site!r} is patched head by head, so `at` must be one set of"
-                " positions or a group, not a mapping of several."
-            )
-        return [(None, positions) for positions in at.values()], {"set": list(at)}
-    every = Positions.of(range(prompt.layout.n))
-    positions = (
-        every if at == "all" else prompt.layout[at] if isinstance(at, str) else at
-    )
-    if not positions:
-        raise InterventionError(
-            f"at={at!r} is empty in this prompt, so there is nothing to patch."
-        )
-    if site not in PER_HEAD:
-        each = [(None, Positions.of(position)) for position in positions]
-        return cast("list[tuple[int | None, Positions]]", each), {
-            "position": list(positions)
-        }
-    n_heads = vlm.cfg.n_key_value_heads if site in "kv" else vlm.cfg.n_heads
-    return [(head, positions) for head in range(n_heads)], {
-        "head": list(range(n_heads))
     }
 
 

@@ -51,10 +51,10 @@ __all__ = ["read", "write"]
 _FILE = "pairs.json"
 _FORMAT = "mechvlm pairs"
 _VERSION = 1
-_PICTURES = ("clean", "corrupted")
-_ASKED = ("question", "answer", "foil")
-_TOLD = ("change", "prefix", "id")
+_NEEDED = ("clean", "corrupted", "question", "answer", "foil")
+_WORDS = ("change", "prefix", "id")
 _OBJECTS = ("objects", "objects_corrupted")
+_FURTHER = (*_WORDS, "target", *_OBJECTS)
 
 
 def read(path: str | Path) -> tuple[PicturePair, ...]:
@@ -191,17 +191,16 @@ def _pair(entry: object, base: Path, where: str) -> PicturePair:
     """One pair, with all that it names looked at."""
     if not isinstance(entry, dict):
         raise _unwanted(where, entry, 'an object {"clean": ..., "corrupted": ..., ...}')
-    missing = [key for key in (*_PICTURES, *_ASKED) if key not in entry]
-    unknown = sorted(entry.keys() - {*_PICTURES, *_ASKED, *_TOLD, "target", *_OBJECTS})
+    missing = [key for key in _NEEDED if key not in entry]
+    unknown = sorted(entry.keys() - {*_NEEDED, *_FURTHER})
     if missing or unknown:
         fault = f"lacks {missing}" if missing else f"has unknown keys {unknown}"
         raise DatasetError(
-            f"{where} {fault}. Needed are {', '.join((*_PICTURES, *_ASKED))}; known"
-            f" besides are {', '.join((*_TOLD, 'target', *_OBJECTS))}."
+            f"{where} {fault}. Needed are {', '.join(_NEEDED)}; known besides are"
+            f" {', '.join(_FURTHER)}."
         )
     clean, corrupted, question, answer, foil, change, prefix, name = (
-        _text(entry.get(key, ""), f"{where}: {key!r}")
-        for key in (*_PICTURES, *_ASKED, *_TOLD)
+        _text(entry.get(key, ""), f"{where}: {key!r}") for key in (*_NEEDED, *_WORDS)
     )
     target = entry.get("target")
     if target is not None:

@@ -50,7 +50,8 @@ class Circuit:
         for edge in self.edges:
             self.shape.check(edge.sender)
             self.shape.check(edge.receiver)
-        object.__setattr__(self, "edges", tuple(sorted(set(self.edges))))
+        ordered = sorted(set(self.edges), key=lambda edge: edge.place)
+        object.__setattr__(self, "edges", tuple(ordered))
 
     def __len__(self) -> int:
         """Number of edges."""
@@ -76,7 +77,7 @@ class Circuit:
         for edge in self.edges:
             if edge.receiver.kind not in ("k", "v") or self.shape.each == 1:
                 found.update(self.shape.served(edge.receiver))
-        return tuple(sorted(found))
+        return tuple(sorted(found, key=lambda node: node.place))
 
     def of_kind(self, kind: Kind) -> tuple[Node, ...]:
         """Its nodes of a kind."""
@@ -145,7 +146,7 @@ class Circuit:
     def _reached(self, start: set[Node], *, back: bool) -> set[Node]:
         """Nodes that are joined to some, along the edges or against them."""
         found = set(start)
-        edges = sorted(self.edges, reverse=back)
+        edges = self.edges[::-1] if back else self.edges
         grown = True
         while grown:
             size = len(found)

@@ -116,10 +116,11 @@ class Node:
 
     def __lt__(self, other: Node) -> bool:
         """In the order in which a model computes them, then by head and name."""
-        return self._place < other._place
+        return self.place < other.place
 
     @property
-    def _place(self) -> tuple[int, int, int, str]:
+    def place(self) -> tuple[int, int, int, str]:
+        """What nodes are sorted by."""
         if self.kind == "tokens":
             return -1, 0, 0, self.group
         if self.layer is None:
@@ -151,7 +152,7 @@ class Node:
         same = self.layer == other.layer
         if same:
             return self.kind == "head" and other.kind == "mlp"
-        return self._place < other._place
+        return self.place < other.place
 
     @property
     def site(self) -> Site:
@@ -218,8 +219,12 @@ class Edge:
 
     def __lt__(self, other: Edge) -> bool:
         """By sender, then by receiver, each in the order of the model."""
-        ours, theirs = (self.sender, self.receiver), (other.sender, other.receiver)
-        return ours < theirs
+        return self.place < other.place
+
+    @property
+    def place(self) -> tuple[tuple[int, int, int, str], tuple[int, int, int, str]]:
+        """What edges are sorted by."""
+        return self.sender.place, self.receiver.place
 
 
 @runtime_checkable
@@ -308,9 +313,14 @@ class Shape:
 
     def edges(self, nodes: Iterable[Node]) -> Iterator[Edge]:
         """Every edge among some heads, MLPs and token groups, and to the logits."""
-        givers = sorted({node for node in nodes if node.gives})
+        givers = sorted({node for node in nodes if node.gives}, key=_by_place)
         takers = {LOGITS, *(node for node in givers if node.takes)}
         for head in (node for node in givers if node.kind == "head"):
             takers.update(self.inputs(head))
+        ordered = sorted(takers, key=_by_place)
         for sender in givers:
-            yield from (Edge(sender, t) for t in sorted(takers) if sender.feeds(t))
+            yield from (Edge(sender, taker) for taker in ordered if sender.feeds(taker))
+
+
+def _by_place(node: Node) -> tuple[int, int, int, str]:
+    return node.place

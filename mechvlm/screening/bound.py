@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mechvlm.ablating import giving
 from mechvlm.errors import ArgumentError
-from mechvlm.graph.nodes import Shape
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike
@@ -15,10 +15,7 @@ from mechvlm.pairs import Pair
 from mechvlm.record import Run, base_run, record
 from mechvlm.wanted import one
 
-__all__ = ["GIVEN", "Bound", "Ends", "bound", "ends_of", "gap_of", "shape_of"]
-
-GIVEN = ("embed", "z", "mlp_out")
-"""Where nodes give to the stream, as components."""
+__all__ = ["Bound", "Ends", "bound", "ends_of", "gap_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +98,7 @@ def ends_of(vlm: HookedVLM, pair: Pair | Bound, ablated: RunLike | None) -> Ends
             )
         return Ends(pair.ablated, pair.corrupted)
     one(pair, Pair, "pair", "mechvlm.bind(vlm, ...), or bound(vlm, pair)")
-    run = record(vlm, pair.corrupted, () if ablated is not None else GIVEN)
+    run = record(vlm, pair.corrupted, () if ablated is not None else giving(vlm.cfg))
     corrupted = float(pair.metric(run.logits[None])[0])
     return Ends(run if ablated is None else ablated, corrupted)
 
@@ -114,9 +111,3 @@ def gap_of(metric: Metric, clean: float, corrupted: float) -> float:
     """
     recovery(metric, clean=clean, corrupted=corrupted)
     return clean - corrupted
-
-
-def shape_of(vlm: HookedVLM) -> Shape:
-    """What of a model decides which nodes it has."""
-    cfg = vlm.cfg
-    return Shape(cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads)

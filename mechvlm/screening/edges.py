@@ -22,15 +22,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechvlm.errors import EngineError
+from mechvlm.ablating import giving
+from mechvlm.errors import EngineError, MetricError
 from mechvlm.graph.nodes import LOGITS, Node, Shape
 from mechvlm.models.attention import wide
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike
 from mechvlm.models.points import Block
 from mechvlm.pairs import Pair
-from mechvlm.screening.bound import Bound, ends_of, gap_of, shape_of
-from mechvlm.screening.nodes import Point, changed, points, sites_of
+from mechvlm.screening.bound import Bound, ends_of, gap_of
+from mechvlm.screening.nodes import Point, changed, points
 from mechvlm.screening.scored import EdgeScores
 from mechvlm.sites import Site
 
@@ -57,14 +58,15 @@ def edge_scores(
             that between clean and corrupted prompt.
         steps: 1 takes gradients at the clean prompt (EAP). More take their mean over
             the middles of as many equal steps from the ablated embeddings to the clean
-            ones, a forward and a backward each (EAP-IG); 5 is usual. Changes are those
-            between the two runs themselves in either case.
+            ones, a forward and a backward each (EAP-IG). Changes are those between the
+            two runs themselves in either case.
 
     Returns:
         A score for every edge: the estimated share of the clean-corrupted gap that is
         lost where the edge carries the other run's value; 0 nothing, 1 all of it.
         Where a norm stands behind the attention, a head gives what that norm makes of
-        its change to first order.
+        its change to first order. To the logits, which are read at the last position,
+        of all token groups only the one with that position has an edge.
 
     Raises:
         EngineError: Weights are offloaded.
@@ -90,7 +92,7 @@ def edge_scores(
     layers = range(vlm.cfg.n_layers)
     sites = [Site(each, layer) for each in _INPUTS for layer in layers]
     sites += [Site("resid_pre", layer) for layer in layers]
-    sites += [*sites_of(vlm), Site("resid_post", layers[-1])]
+    sites += [*giving(vlm.cfg), Site("resid_post", layers[-1])]
     todo = points(
         vlm,
         given.clean,
@@ -100,14 +102,14 @@ def edge_scores(
         into_mlps=layers,
         steps=steps,
     )
-    table, value = _Table(shape_of(vlm), given), 0.0
+    table, value = _Table(Shape.of(vlm.cfg), given), 0.0
     for point in todo:
         value = point.value
-        for taking in _takers(vlm, point):
-            for giving in _givers(vlm, given, point, ends.ablated, taking.nodes[0]):
-                table.add(giving, taking, point.weight)
+        for taken in _takers(vlm, point):
+            for changes in _givers(vlm, given, point, ends.ablated, taken.nodes[0]):
+                table.add(changes, taken, point.weight)
     gap = gap_of(given.metric, value, ends.corrupted)
-    return EdgeScores(table.senders, table.receivers, table.values / -gap)
+    return table.scores(given, gap)
 
 
 _INPUTS: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
@@ -200,7 +202,23 @@ def _given(
         return each
     whole = torch.einsum("phe,hed->pd", z, weight) + wide(block.attn.b_O)
     # Of each head, what the norm behind the attention makes of it in this whole.
-    moved: Tensor = torch.func.jvp(layer.attn_out, (whole.expand_as(each),), (each,))[1]
+    return _behind(layer.attn_out, whole, each)
+
+
+def _behind(
+    norm: nn.Module,
+    whole: Float[Tensor, "position d_model"],
+    change: Float[Tensor, "node position d_model"],
+) -> Float[Tensor, "node position d_model"]:
+    """Changes behind a norm, from small ones before it; each node has its own.
+
+    What is linear in its cotangent gives, derived by it, the derivative forward.
+    """
+    with torch.enable_grad():
+        leaf = whole.expand_as(change).detach().requires_grad_()
+        cotangent = torch.zeros_like(change, requires_grad=True)
+        (back,) = torch.autograd.grad(norm(leaf), leaf, cotangent, create_graph=True)
+        (moved,) = torch.autograd.grad(back, cotangent, change)
     return moved
 
 
@@ -208,7 +226,7 @@ class _Table:
     """Numbers of edges, added up block by block."""
 
     def __init__(self, shape: Shape, pair: Pair) -> None:
-        """Every edge has 0 so far."""
+        """No edge has a number so far."""
         groups = map(Node.tokens, pair.groups)
         self.senders = tuple(sorted([*groups, *shape.heads, *shape.mlps]))
         heads = (each for head in shape.heads for each in shape.inputs(head))
@@ -218,14 +236,35 @@ class _Table:
         size = len(self.senders), len(self.receivers)
         self.values = torch.full(size, torch.nan, dtype=torch.float64)
 
-    def add(self, giving: _Part, taking: _Part, weight: float) -> None:
+    def add(self, changes: _Part, taken: _Part, weight: float) -> None:
         """Every giver's change times every taker's gradient, over all positions."""
-        takers = taking.vectors.flatten(1)
-        block = giving.vectors.flatten(1).to(takers) @ takers.T
-        rows = torch.tensor([self._rows[node] for node in giving.nodes])[:, None]
-        columns = torch.tensor([self._columns[node] for node in taking.nodes])
-        before = self.values[rows, columns].nan_to_num()
+        takers = taken.vectors.flatten(1)
+        block = changes.vectors.flatten(1).to(takers) @ takers.T
+        rows = torch.tensor([self._rows[node] for node in changes.nodes])[:, None]
+        columns = torch.tensor([self._columns[node] for node in taken.nodes])
+        before = self.values[rows, columns]
+        before = torch.where(before.isnan(), 0, before)
         self.values[rows, columns] = before + weight * block.to(before)
+
+    def scores(self, pair: Pair, gap: float) -> EdgeScores:
+        """The numbers as shares of the gap that are lost.
+
+        Raises:
+            MetricError: One is none, and would be taken for an edge that is not there.
+        """
+        for sender, row in zip(self.senders, self.values.isfinite(), strict=True):
+            for receiver, known in zip(self.receivers, row.tolist(), strict=True):
+                if sender.feeds(receiver) and not known:
+                    raise MetricError(
+                        f"the score of {sender} -> {receiver} is not finite. Gradients"
+                        " leave float16's range easily: load the model in bfloat16 or"
+                        " float32."
+                    )
+        values = self.values / -gap
+        for group, at in pair.groups.items():
+            if pair.clean.layout.last not in at:
+                values[self._rows[Node.tokens(group)], -1] = torch.nan
+        return EdgeScores(self.senders, self.receivers, values)
 
 
 def _check_weights(vlm: HookedVLM) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mechvlm.engine import intervene
 from mechvlm.errors import CircuitError
-from mechvlm.graph.nodes import Edge, Node
+from mechvlm.graph.nodes import Edge, Node, Shape
 from mechvlm.interventions import Intervention, Patch, PathPatch
 from mechvlm.layout import Positions
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike
 from mechvlm.pairs import Pair
-from mechvlm.screening.bound import Bound, bound, ends_of, shape_of
+from mechvlm.screening.bound import Bound, bound, ends_of
 from mechvlm.sites import Site
 from mechvlm.wanted import several
 
@@ -52,7 +52,8 @@ def edge_effects(
 
     Raises:
         CircuitError: The model or the pair does not have a node.
-        InterventionError: There is no edge.
+        InterventionError: There is no edge, or one goes from a token group without the
+            last position to the logits, which are read there.
         MetricError: The metric is the same for both prompts.
 
     Paper: path patching of Wang et al. 2022, arXiv:2211.00593, with MLPs frozen too.
@@ -136,7 +137,7 @@ def _lost(
 
 def _given(vlm: HookedVLM, pair: Pair, node: Node) -> tuple[Site, Positions]:
     """Where a node gives, and at which positions."""
-    shape_of(vlm).check(node)
+    Shape.of(vlm.cfg).check(node)
     if not node.gives:
         raise CircuitError(
             f"{node} gives nothing to the stream; wanted heads, MLPs and token groups."
@@ -154,7 +155,7 @@ def _given(vlm: HookedVLM, pair: Pair, node: Node) -> tuple[Site, Positions]:
 def _path(vlm: HookedVLM, pair: Pair, edge: Edge) -> PathPatch:
     """The edge as a path on which everything but its ends is frozen."""
     site, at = _given(vlm, pair, edge.sender)
-    shape_of(vlm).check(edge.receiver)
+    Shape.of(vlm.cfg).check(edge.receiver)
     to, receiver = None, Site("resid_post", vlm.cfg.n_layers - 1)
     if edge.receiver.kind == "logits":
         to = Positions.of(pair.clean.layout.last)

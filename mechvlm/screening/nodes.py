@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechvlm.ablating import giving
 from mechvlm.gradients import midpoints
-from mechvlm.graph.nodes import Node
+from mechvlm.graph.nodes import Node, Shape
 from mechvlm.metrics import Metric
 from mechvlm.models.attention import wide
 from mechvlm.models.hooked import HookedVLM
@@ -19,11 +20,11 @@ from mechvlm.models.slopes import Slopes, slopes
 from mechvlm.pairs import Pair
 from mechvlm.prompts import Prompt
 from mechvlm.record import record
-from mechvlm.screening.bound import Bound, ends_of, gap_of, shape_of
+from mechvlm.screening.bound import Bound, ends_of, gap_of
 from mechvlm.screening.scored import NodeScores
-from mechvlm.sites import Component, Site
+from mechvlm.sites import Site
 
-__all__ = ["Point", "changed", "node_scores", "points", "site_slopes", "sites_of"]
+__all__ = ["Point", "changed", "node_scores", "points", "site_slopes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,24 +189,14 @@ def node_scores(
     ends = ends_of(vlm, pair, ablated)
     given = pair.pair if isinstance(pair, Bound) else pair
     value, added = site_slopes(
-        vlm, given.clean, ends.ablated, given.metric, sites=sites_of(vlm), steps=steps
+        vlm, given.clean, ends.ablated, given.metric, sites=giving(vlm.cfg), steps=steps
     )
     gap = gap_of(given.metric, value, ends.corrupted)
-    shape = shape_of(vlm)
+    shape = Shape.of(vlm.cfg)
     groups = [Node.tokens(group) for group in given.groups]
     nodes = tuple(sorted([*groups, *shape.heads, *shape.mlps]))
     every = [_of_node(node, given, added) for node in nodes]
     return NodeScores(nodes, torch.stack(every) / -gap)
-
-
-def sites_of(vlm: HookedVLM) -> list[Site]:
-    """Where nodes give to the stream: embeddings, heads and MLPs of every layer."""
-    layers = range(vlm.cfg.n_layers)
-    heads, mlps = ([Site(c, layer) for layer in layers] for c in _IN_A_LAYER)
-    return [Site("embed"), *heads, *mlps]
-
-
-_IN_A_LAYER: tuple[Component, Component] = ("z", "mlp_out")
 
 
 def _of_node(node: Node, pair: Pair, added: Mapping[Site, Tensor]) -> Tensor:

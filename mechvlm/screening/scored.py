@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 
 from jaxtyping import Float
 from torch import Tensor
@@ -50,6 +51,6 @@ class EdgeScores:
             (Edge(sender, receiver), value)
             for sender, row in zip(self.senders, self.values.tolist(), strict=True)
             for receiver, value in zip(self.receivers, row, strict=True)
-            if sender.feeds(receiver)
+            if not isnan(value)
         ]
         return sorted(found, key=lambda each: (-abs(each[1]), each[0]))

@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 PAPER = "arXiv:2211.00593"
+_AT_ONCE = 50
+"""Parts that are run together: their rows share the layers' weights, and memory."""
+
 UNITS = "fraction of the gap between the whole model and all ablated"
 
 
@@ -68,7 +71,11 @@ class Case:
         self, vlm: HookedVLM, wirings: Sequence[Wiring]
     ) -> Float[Tensor, " wiring"]:
         """What several parts of the model keep of the gap."""
-        return answers(vlm, self.ground, wirings, self.share).float().cpu()
+        found = [
+            answers(vlm, self.ground, wirings[at : at + _AT_ONCE], self.share)
+            for at in range(0, len(wirings), _AT_ONCE)
+        ]
+        return torch.cat(found).float().cpu()
 
 
 def paired_up(pairs: Sequence[Pair]) -> list[Pair]:

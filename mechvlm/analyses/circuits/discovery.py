@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from mechvlm.ablating import Ablation
-from mechvlm.analyses.circuits.cases import Case, cases, described, paired_up
+from mechvlm.analyses.circuits.cases import (
+    Case,
+    cases,
+    check_circuit,
+    described,
+    paired_up,
+)
 from mechvlm.errors import CircuitError
-from mechvlm.graph import LOGITS, Circuit, Edge, Node, Shape
+from mechvlm.graph import LOGITS, Circuit, Edge, Shape
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.pairs import Pair
 from mechvlm.screening import edge_effects, edge_scores
+from mechvlm.subgraph import Wiring
 
 __all__ = ["discover"]
 
@@ -28,7 +34,7 @@ def discover(
     *,
     threshold: int | float | None = None,
     size: int | None = None,
-    heads: int | None = None,
+    within: Circuit | None = None,
     ablation: Ablation = "counterfactual",
     top: int | None = 1000,
     steps: int = 1,
@@ -39,20 +45,23 @@ def discover(
     Every edge is scored by gradient, and what the best of them do is then measured: the
     clean prompt is run with the sender's ablated value on that edge alone. The edges
     are taken in the order of what they do, until one does less than `threshold` or
-    there are `size` of them; an edge that would bring in more than `heads` heads is
-    passed over. What then lies on no way from tokens to the logits is left out.
+    there are `size` of them. What then lies on no way from tokens to the logits is left
+    out.
 
     Edges are measured one at a time, so that of two that can stand in for each other
-    neither shows: see `faithfulness` for what the circuit explains after all.
+    neither shows: see `faithfulness` for what the circuit explains after all. Where a
+    model has many ways to the same answer, choose heads first (`discover_heads`), and
+    look for edges `within` what they make up.
 
     Args:
         vlm: The model.
         pairs: Pairs with the same token groups; what an edge does is averaged over
             them.
         threshold: Least size of an edge's effect, a fraction of the gap between clean
-            and ablated; None takes 0.02, or 0 where `size` or `heads` is given.
+            and ablated; None takes 0.02, or 0 where `size` is given.
         size: Most edges.
-        heads: Most heads.
+        within: A circuit to look in: all else is ablated, and what an edge does is what
+            the circuit loses without it. None looks in the whole model.
         ablation: What stands for an ablated sender: its value in the corrupted run
             ("counterfactual"), its mean over all prompts of the pairs, which must then
             be of one layout, "zero", or a run such as `mean_run` makes.
@@ -67,8 +76,8 @@ def discover(
         is the whole gap, 0 nothing, below 0 an edge that holds the answer back.
 
     Raises:
-        CircuitError: No edge is left, or `size`, `heads`, `top` or `threshold` leave
-            none to be found.
+        CircuitError: No edge is left, `size`, `top` or `threshold` leave none to be
+            found, or `within` is another model's.
         EngineError: The model has hooks of its own.
         PairError: The pairs' token groups, or for "mean" their layouts, differ.
         MetricError: A pair's metric is the same clean and ablated, or has no gradient.
@@ -85,32 +94,37 @@ def discover(
         >>> len(circuit) <= 40, str(circuit.nodes[-1])
         (True, 'logits')
     """
-    least = _least(threshold, size, heads, top)
+    least = _least(threshold, size, top)
     given = paired_up(pairs)
     shape = Shape.of(vlm.cfg)
-    whole = Circuit.whole(shape, given[0].groups).edges
-    every = tuple(edge for edge in whole if _exists(edge, given))
+    whole = Circuit.whole(shape, given[0].groups)
+    area = whole if within is None else check_circuit(vlm, within, "within")
+    every = tuple(edge for edge in area.edges if _exists(edge, given))
     shown = False if progress is False else "circuit"
-    if top is not None and top < len(every):
+    if within is None and top is not None and top < len(every):
         every = _screened(vlm, cases(vlm, given, ablation, shown), every, steps)[:top]
-    effects = _measured(vlm, cases(vlm, given, ablation, shown), every)
-    taken = _taken(effects, shape, _Limits(least, size, heads))
+    ready = cases(vlm, given, ablation, shown)
+    effects = (
+        _measured(vlm, ready, every)
+        if within is None
+        else _measured_within(vlm, ready, area, every)
+    )
+    ranked = sorted(effects, key=lambda edge: -abs(effects[edge]))[:size]
+    taken = [edge for edge in ranked if abs(effects[edge]) > least]
     about: dict[str, object] = {
         **described(vlm, given, ablation),
         "measured": len(every),
         "threshold": least,
         "size": size or "any",
-        "most_heads": heads or "any",
     }
     kept = {str(edge): effects[edge] for edge in taken}
     found = Circuit(tuple(taken), shape, vlm.cfg.model_name, kept, about).connected()
     if not found.edges:
-        strongest = max(effects, key=lambda edge: abs(effects[edge]))
+        best = f"{ranked[0]} does {effects[ranked[0]]:.3g} of the gap"
         raise CircuitError(
-            f"no circuit is left of the {len(every)} edges that were measured: the"
-            f" strongest, {strongest}, does {effects[strongest]:.3g} of the gap, and"
-            f" {len(taken)} of them were taken, none on a way from tokens to logits."
-            " Take a lower threshold, or more edges or heads."
+            f"no circuit is left of the {len(every)} edges that were measured: {best},"
+            f" and of the {len(taken)} that were taken none lies on a way from tokens"
+            " to logits. Take a lower threshold, or more edges."
         )
     return found
 
@@ -122,27 +136,15 @@ def _exists(edge: Edge, pairs: Sequence[Pair]) -> bool:
     return all(p.clean.layout.last in p.groups[edge.sender.group] for p in pairs)
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """When the greedy choice ends, and which edges it passes over."""
-
-    least: float
-    size: int | None
-    heads: int | None
-
-
-def _least(
-    threshold: int | float | None, size: int | None, heads: int | None, top: int | None
-) -> float:
+def _least(threshold: int | float | None, size: int | None, top: int | None) -> float:
     """Least effect of an edge, once all limits are found to make sense."""
-    limits = {"size": size, "heads": heads, "top": top}
-    for name, limit in limits.items():
+    for name, limit in {"size": size, "top": top}.items():
         if limit is not None and limit < 1:
             raise CircuitError(
                 f"{name}={limit}: wanted 1 or more, or None for no limit."
             )
     if threshold is None:
-        return _THRESHOLD if size is None and heads is None else 0.0
+        return _THRESHOLD if size is None else 0.0
     if not threshold >= 0:
         raise CircuitError(
             f"threshold={threshold}: wanted the least size of an edge's effect, a"
@@ -173,23 +175,12 @@ def _measured(
     return dict(zip(edges, torch.stack(each).mean(dim=0).tolist(), strict=True))
 
 
-def _taken(effects: Mapping[Edge, float], shape: Shape, limits: _Limits) -> list[Edge]:
-    """The edges that do most, within the limits."""
-    taken: list[Edge] = []
-    heads: set[Node] = set()
-    for edge in sorted(effects, key=lambda edge: -abs(effects[edge])):
-        if abs(effects[edge]) <= limits.least or len(taken) == limits.size:
-            break
-        more = heads | _heads_of(edge, shape)
-        if limits.heads is not None and len(more) > limits.heads:
-            continue
-        heads = more
-        taken.append(edge)
-    return taken
-
-
-def _heads_of(edge: Edge, shape: Shape) -> set[Node]:
-    """Heads that an edge brings into a circuit; see `Circuit.nodes`."""
-    served = shape.served(edge.receiver)
-    ends = (edge.sender, *(served if len(served) == 1 else ()))
-    return {node for node in ends if node.kind == "head"}
+def _measured_within(
+    vlm: HookedVLM, ready: Iterable[Case], area: Circuit, edges: Sequence[Edge]
+) -> dict[Edge, float]:
+    """What a circuit loses without each edge, over pairs."""
+    less = (Wiring.along(set(area.edges) - {edge}) for edge in edges)
+    wirings = [Wiring.of(area), *less]
+    each = [case.shares(vlm, wirings) for case in ready]
+    whole, *without = torch.stack(each).double().mean(dim=0).tolist()
+    return {edge: whole - x for edge, x in zip(edges, without, strict=True)}

@@ -26,9 +26,6 @@ from mechvlm.subgraph import Wiring
 
 __all__ = ["faithfulness", "random_baseline"]
 
-AT_ONCE = 50
-"""Circuits that are run together: their rows share the layers' weights."""
-
 
 def faithfulness(
     vlm: HookedVLM,
@@ -174,13 +171,7 @@ def random_baseline(
     wirings = [Wiring.of(each) for each in (circuit, *drawn)]
     shown = False if progress is False else "random circuits"
     shares = [
-        np.concatenate(
-            [
-                case.shares(vlm, wirings[at : at + AT_ONCE]).numpy()
-                for at in range(0, len(wirings), AT_ONCE)
-            ]
-        )
-        for case in cases(vlm, asked, ablation, shown)
+        case.shares(vlm, wirings).numpy() for case in cases(vlm, asked, ablation, shown)
     ]
     ours, *theirs = np.mean(shares, axis=0).tolist()
     reached = sum(each >= ours for each in theirs)

@@ -121,12 +121,13 @@ def flow_graph(
         >>> import mechvlm as mv
         >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=3, n=1)
         >>> prompt = vlm.prompt("how many objects are there ?", scene.image)
-        >>> at = {"image": "image", "query": "query", "last": "last"}
-        >>> flows = mv.flow_graph(vlm, [mv.Grouped(prompt, at, "one")])
-        >>> flows["effect"].dims, flows["kept"].dtype
-        (('target', 'source', 'band'), dtype('bool'))
-        >>> str(flows["status"].sel(target="image", source="last")[0, 0].item())
-        'never reads'
+        >>> asked = mv.Grouped(prompt, {"image": "image", "last": "last"}, "one")
+        >>> bands = {"early": range(4), "late": range(4, 8)}
+        >>> flows = mv.flow_graph(vlm, [asked], bands=bands)
+        >>> flows["effect"].dims
+        ('target', 'source', 'band')
+        >>> flows["status"].sel(target="image", source="last").values.tolist()
+        [['never reads', 'never reads']]
     """
     names, posed = grouped(asked)
     layers = bands_of(vlm.cfg.n_layers, bands)

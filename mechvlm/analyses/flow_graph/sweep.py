@@ -16,7 +16,7 @@ from mechvlm.engine import intervene
 from mechvlm.errors import MetricError
 from mechvlm.interventions import NOTHING, Intervention, Knockout
 from mechvlm.layout import Positions
-from mechvlm.metrics import log_probability
+from mechvlm.metrics import log_probability, probability
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of, shared
@@ -78,10 +78,9 @@ class Sweep:
         """
         token = answer_token(self.vlm, asked.answer)
         own = shared(self.vlm, asked.prompt)
-        clean = intervene(self.vlm, own, NOTHING, progress=False)[0]
-        measure = log_probability(self.vlm, token)
-        before = float(measure(clean[None])[0])
-        if np.exp(before) == 0:
+        clean = intervene(self.vlm, own, NOTHING, progress=False)
+        p_clean = float(probability(self.vlm, token)(clean)[0])
+        if p_clean == 0:
             raise MetricError(
                 f"prompt {asked.id or prompt_of(asked.prompt).text!r}: answer"
                 f" {asked.answer!r} has probability 0 in the clean run, so it has none"
@@ -89,22 +88,15 @@ class Sweep:
             )
         status, planned = self._planned(asked, _reads(self.vlm, own), seed)
         todo = list(dict.fromkeys(each for row in planned.values() for each in row))
-        found = {}
+        values = np.full((*status.shape, 1 + self.n_random), np.nan)
         if todo:
+            measure = log_probability(self.vlm, token)
             logs = intervene(self.vlm, own, todo, metric=measure, progress=progress)
-            change = logs.double().cpu().numpy() - before
-            found = dict(zip(todo, change, strict=True))
-        shape = status.shape
-        values = np.full((*shape, 1 + self.n_random), np.nan)
-        for place, row in planned.items():
-            values[place][: len(row)] = [found[each] for each in row]
-        return Found(
-            float(np.exp(before)),
-            int(clean.argmax()) == token,
-            status,
-            values[..., 0],
-            values[..., 1:],
-        )
+            change = dict(zip(todo, (logs - measure(clean)).tolist(), strict=True))
+            for place, row in planned.items():
+                values[place][: len(row)] = [change[each] for each in row]
+        right = int(clean[0].argmax()) == token
+        return Found(p_clean, right, status, values[..., 0], values[..., 1:])
 
     def _planned(
         self, asked: Grouped, reads: Reads, seed: tuple[int, int]

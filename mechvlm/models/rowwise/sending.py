@@ -141,7 +141,7 @@ class _Sender:
         for i, number in enumerate(numbers):
             swapped[i, :, number] = given[i]
         new = _written(module, swapped.flatten(-2).flatten(0, 1))
-        return new.unflatten(0, (len(heads), -1)) - self._attended(layer, at)
+        return new.reshape(len(heads), len(at), -1) - self._attended(layer, at)
 
     def _z(self, layer: int, at: Positions) -> Float[Tensor, "row heads"]:
         return self._base.z[layer][list(at)]
@@ -211,7 +211,8 @@ class _Sender:
                 where = slice(None) if site.head is None else site.head
                 each[:, where] = self._given(site, run, at, z)
             total = each.sum(dim=1)
-            total = total if module.o.bias is None else total + module.o.bias
+            if module.o.bias is not None:
+                total = total + module.o.bias
             new = _behind(module, total)
         else:
             new = _written(module, by_head.flatten(-2))
