@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mechvlm import selecting as selecting
     from mechvlm import statistics as statistics
     from mechvlm import viz as viz
+    from mechvlm.ablating import Values as Values
     from mechvlm.ablating import mean_run as mean_run
     from mechvlm.analyses.activation_patching import (
         activation_patching as activation_patching,
@@ -248,6 +249,7 @@ _KEPT = MappingProxyType(
         "activation_patching": (
             "mechvlm.analyses.activation_patching:activation_patching"
         ),
+        "Values": "mechvlm.ablating:Values",
         "answer_track": "mechvlm.analyses.logit_lens:answer_track",
         "ask": "mechvlm.models.asking:ask",
         "attribution_patching": "mechvlm.analyses.attribution:attribution_patching",

@@ -296,6 +296,10 @@ def test_edges_are_ranked_by_size_and_none_is_made_up(tiny_vlm, tiny_pair):
     wanted = {*every_edge(tiny_vlm, tiny_pair), Edge(Node.tokens("last"), LOGITS)}
     assert {edge for edge, _ in ranked} == wanted
     assert len(ranked) == int((~scores.values.isnan()).sum())
+    nodes = node_scores(tiny_vlm, tiny_pair)
+    sizes = [abs(value) for _, value in nodes.ranked()]
+    assert sizes == sorted(nodes.values.abs().tolist(), reverse=True)
+    assert nodes.values.min() < 0 < nodes.values.max()
 
 
 def test_edges_that_there_are_not_are_refused(tiny_vlm, tiny_pair):

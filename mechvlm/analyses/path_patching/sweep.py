@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from mechvlm.analyses.path_patching.ends import (
     Layers,
@@ -121,16 +122,12 @@ def path_patching(
     both = [float(own_value[0]), float(metric(run.logits[None])[0])]
     bad, good = both if direction == "denoise" else reversed(both)
     units = recovery(metric, clean=good, corrupted=bad).units  # refuses an empty gap
-    raw = np.full((len(receiving), len(sending)), np.nan)
-    for receiver, of_receiver, row in zip(receiving, paths, raw, strict=True):
-        todo = [path for path in of_receiver if path is not None]
-        shown = False if progress is False else f"paths to {receiver.name}"
-        values = intervene(
-            vlm, own, todo, runs={"donor": run}, metric=metric, progress=shown
-        )
-        row[[path is not None for path in of_receiver]] = values.cpu().numpy()
     names = {"receiver": [each.name for each in receiving], **dims}
-    raw = raw.reshape(*map(len, names.values()))
+    rows = []
+    for name, of_receiver in zip(names["receiver"], paths, strict=True):
+        shown = False if progress is False else f"paths to {name}"
+        rows.append(_measured(vlm, own, of_receiver, run, metric, shown))
+    raw = np.stack(rows).reshape(*map(len, names.values()))
     result = labelled(
         (raw - bad) / (good - bad),
         name="recovery",
@@ -143,6 +140,23 @@ def path_patching(
     )
     serves = ("receiver", [each.serves for each in receiving])
     return result.assign_coords(raw=(result.dims, raw), serves=serves)
+
+
+def _measured(
+    vlm: HookedVLM,
+    own: Prompt | Run,
+    paths: list[PathPatch | None],
+    donor: Run,
+    metric: Metric,
+    progress: str | bool,
+) -> Float[np.ndarray, " path"]:
+    """The metric after each path to one receiver; NaN where there is none."""
+    found = np.full(len(paths), np.nan)
+    todo = [path for path in paths if path is not None]
+    runs = {"donor": donor}
+    values = intervene(vlm, own, todo, runs=runs, metric=metric, progress=progress)
+    found[[path is not None for path in paths]] = values.cpu().numpy()
+    return found
 
 
 def _described(
