@@ -49,10 +49,10 @@ def counted(scene: Scene) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     layer = scene.vlm.hf_model.model.language_model.layers[-1]
 
-    def forward(*_: Any) -> None:
+    def forward(*_: object) -> None:
         counts["forward"] += 1
 
-    def backward(*_: Any) -> None:
+    def backward(*_: object) -> None:
         counts["backward"] += 1
 
     handles = [

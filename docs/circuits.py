@@ -7,7 +7,9 @@ python docs/circuits.py --check    # fail if the README says something else
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice, permutations
@@ -196,9 +198,115 @@ def rewired(circuit: mv.Circuit, groups: Iterable[str]) -> mv.Circuit:
 def measured() -> None:
     """Find, judge and keep."""
     vlm = mv.load("demo")
-    told = {"color": color_question(vlm), "entity": entity_question(vlm)}
+    told = {
+        "heads": len(mv.Shape.of(vlm.cfg).heads),
+        "color": color_question(vlm),
+        "entity": entity_question(vlm),
+    }
     KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
+# -- the section ---------------------------------------------------------------------
+
+ABOUT = """\
+Found in the demo on {found} pairs, and judged on {judged} others, with all else ablated
+by its mean over prompts (`docs/circuits.py --run`). Kept is the share of the gap between
+the whole model (100 %) and everything ablated (0 %), of the right answer's probability
+and of its log-odds against the foil. The model has {model_heads} heads and
+{model_edges:,} edges.
+
+| {columns} |
+|---|---|--:|--:|--:|--:|--:|
+"""
+
+
+COLUMNS = (
+    "question",
+    "heads",
+    "edges",
+    "probability kept",
+    "log-odds kept",
+    "probability without it",
+    f"best of {N_RANDOM} random circuits",
+)
+
+
+def percent(x: float) -> str:
+    """A share in whole percent."""
+    return f"{100 * x:.0f} %"
+
+
+def row(question: str, told: dict[str, Any]) -> str:
+    """One circuit."""
+    p, odds = told["probability"], told["log-odds"]
+    cells = [
+        question,
+        f"{', '.join(told['heads'])} ({percent(told['share_of_heads'])})",
+        str(told["edges"]),
+        f"{percent(p['faithfulness'])} ({100 * p['low']:.0f} to {100 * p['high']:.0f})",
+        percent(odds["faithfulness"]),
+        percent(p["without"]),
+        percent(p["random_best"]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def compared(told: dict[str, Any]) -> str:
+    """The text and the image version of one question, in words."""
+    heads, edges = told["overlap"]["heads"], told["overlap"]["edges"]
+    exchanged = {name: percent(x) for name, x in told["exchanged"].items()}
+    return (
+        "\nThe entity is named in one version of the question and shown in the other."
+        f" Their circuits share {heads['shared']:.0f} of {heads['first']:.0f} and"
+        f" {heads['second']:.0f} heads (chance {heads['chance']:.1f}) and"
+        f" {edges['shared']:.0f} of {edges['first']:.0f} and {edges['second']:.0f}"
+        f" edges (chance {edges['chance']:.0f}); their heads' spread over the depth is"
+        f" {percent(heads['alike'])} alike. Given each other's heads, with every edge"
+        " among them, they keep"
+        f" {exchanged['heads of text, asked by image']} (the text's heads, asked by"
+        f" picture) and {exchanged['heads of image, asked by text']} (the picture's"
+        " heads, asked by name) of the probability.\n"
+    )
+
+
+def section() -> str:
+    """What was found, as a section of the README."""
+    told: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8"))
+    color, entity = told["color"], told["entity"]
+    about = ABOUT.format(
+        found=N_FOUND_ON,
+        judged=N_JUDGED_ON,
+        columns=" | ".join(COLUMNS),
+        model_heads=told["heads"],
+        model_edges=color["model_edges"],
+    )
+    rows = [
+        row("what color is the ... ?", color["all edges"]),
+        row("the same, best edges", color["best edges"]),
+        row("where does ... live ?, by name", entity["text"]),
+        row("where does this character live ?", entity["image"]),
+    ]
+    return about + "\n".join(rows) + "\n" + compared(entity)
+
+
+def main() -> None:
+    """Write the section, or compare it with what is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="find and judge first")
+    parser.add_argument("--check", action="store_true", help="only compare")
+    args = parser.parse_args()
+    if args.run:
+        measured()
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    wanted = f"{before}{START}\n{section()}\n{END}{after}"
+    if args.check:
+        if wanted != text:
+            sys.exit("the README's circuits are not those of docs/circuits.json")
+        return
+    README.write_text(wanted, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    measured()
+    main()

@@ -13,7 +13,7 @@ def test_the_readmes_code_runs():
     names = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     assert names["heat"].dims == ("layer", "position")
     assert float(names["heat"].isel(layer=-1, position=-1)) > 0.9
     assert len(names["cut"].layers) == 3
@@ -38,6 +38,13 @@ def test_its_table_is_that_of_the_last_benchmarks():
 
 def test_its_claims_are_those_that_were_measured():
     script = Path(__file__).parents[1] / "docs" / "reproduced.py"
+    words = [sys.executable, str(script), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_circuits_are_those_that_were_found():
+    script = Path(__file__).parents[1] / "docs" / "circuits.py"
     words = [sys.executable, str(script), "--check"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -126,7 +126,9 @@ def path_patching(
     rows = []
     for name, of_receiver in zip(names["receiver"], paths, strict=True):
         shown = False if progress is False else f"paths to {name}"
-        rows.append(_measured(vlm, own, of_receiver, run, metric, shown))
+        rows.append(
+            _measured(vlm, own, of_receiver, donor=run, metric=metric, progress=shown)
+        )
     raw = np.stack(rows).reshape(*map(len, names.values()))
     result = labelled(
         (raw - bad) / (good - bad),
@@ -146,6 +148,7 @@ def _measured(
     vlm: HookedVLM,
     own: Prompt | Run,
     paths: list[PathPatch | None],
+    *,
     donor: Run,
     metric: Metric,
     progress: str | bool,
