@@ -24,7 +24,7 @@ KEPT = HERE / "circuits.json"
 START, END = "<!-- circuits -->\n", "<!-- end of circuits -->\n"
 
 N_HEADS, N_EDGES = 4, 100
-N_FOUND_ON, N_JUDGED_ON, N_MEAN_OF = 8, 40, 60
+N_FOUND_ON, N_JUDGED_ON, N_MEAN_OF = 8, 20, 60
 N_RANDOM = 100
 RELATION = "city"
 
@@ -210,9 +210,9 @@ def measured() -> None:
 
 ABOUT = """\
 Found in the demo on {found} pairs, and judged on {judged} others, with all else ablated
-by its mean over prompts (`docs/circuits.py --run`). Kept is the share of the gap between
-the whole model (100 %) and everything ablated (0 %), of the right answer's probability
-and of its log-odds against the foil. The model has {model_heads} heads and
+by its mean over prompts (`docs/circuits.py --run`). Kept is the share of the gap
+between the whole model (100 %) and everything ablated (0 %), of the right answer's
+probability and of its log-odds against the foil. The model has {model_heads} heads and
 {model_edges:,} edges.
 
 | {columns} |

@@ -133,6 +133,23 @@ def test_a_receiver_hears_what_was_there_before_a_sender_behind_it(scene):
     assert (first - third).abs().max() > SHOWS
 
 
+@pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
+def test_beside_others_a_path_puts_all_its_rows_back(scene, mlps):
+    """Rows that no sender changes are this run's own, whatever stands beside it."""
+    at, stream = scene.prompt.layout, Site("resid_post", 2)
+    push = mv.Add(Site("resid_mid", 1), at["image"] | at["last"], "a (64,)")
+    paths = [
+        PathPatch((Site("z", 0),), receivers, "other", at=at["query"], mlps=mlps)
+        for receivers in ((stream,), (Site("v", 1), stream))
+    ]
+    todo = [*paths, *((push, path) for path in paths), push]
+    moved = check(scene, todo, None)
+    assert (moved > SHOWS).all()
+    alone, joint, *beside, pushed = scene.truth(todo)
+    check_equal(scene, torch.stack(beside), torch.stack([alone, joint]))
+    assert (pushed - alone).abs().max() > SHOWS
+
+
 def test_one_intervention_is_a_list_of_one(scene):
     cut = sweeping.cuts_of(scene)[0]
     both = (cut, Ablate(Site("z", 1), cut.target))
