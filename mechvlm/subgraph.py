@@ -60,15 +60,35 @@ class Wiring:
         return cls({node: frozenset(senders) for node, senders in found.items()})
 
     @classmethod
-    def around(cls, circuit: Circuit, groups: Sequence[str]) -> Wiring:
+    def whole(cls, shape: Shape, groups: Iterable[str]) -> Wiring:
+        """Every edge of a model; receivers that get all alike share one set."""
+        before = frozenset(map(Node.tokens, groups))
+        found: dict[Node, frozenset[Node]] = {}
+        for layer in range(shape.n_layers):
+            heads = [Node("head", layer, head) for head in range(shape.n_heads)]
+            found |= dict.fromkeys((x for h in heads for x in shape.inputs(h)), before)
+            mlp = Node("mlp", layer)
+            found[mlp] = before | frozenset(heads)
+            before = found[mlp] | {mlp}
+        return cls(found | {LOGITS: before})
+
+    @classmethod
+    def around(cls, circuit: Circuit, groups: Iterable[str]) -> Wiring:
         """All of the model but a circuit's edges.
 
         Args:
             circuit: The circuit.
             groups: Names of all token groups.
         """
-        every = Circuit.whole(circuit.shape, groups).edges
-        return cls.along(set(every) - set(circuit.edges))
+        whole, own = cls.whole(circuit.shape, groups), cls.of(circuit)
+        less = {node: whole.to(node) - gone for node, gone in own.senders.items()}
+        return cls({**whole.senders, **less})
+
+    def less(self, nodes: Iterable[Node]) -> Wiring:
+        """The same without what some nodes give."""
+        gone = frozenset(nodes)
+        kept = {senders: senders - gone for senders in set(self.senders.values())}
+        return Wiring({node: kept[each] for node, each in self.senders.items()})
 
     @cached_property
     def givers(self) -> frozenset[Node]:

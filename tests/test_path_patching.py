@@ -42,6 +42,7 @@ class World:
         """Share of the gap that each path carries: 0 or 1, by receiver and sender."""
         prompts = self.clean, self.corrupted
         found = mv.path_patching(self.vlm, *prompts, metric=self.metric, **how)
+        assert found.attrs["clean"] > 3.9 and found.attrs["corrupted"] < -3.9
         share = 1 - found if how.get("direction") != "denoise" else found
         near = (share - share.round()).fillna(0)
         assert float(abs(near).max()) < TOLERANCE

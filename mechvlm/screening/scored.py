@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isnan
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,12 +45,22 @@ class EdgeScores:
     receivers: tuple[Node, ...]
     values: Float[Tensor, "sender receiver"]
 
-    def ranked(self) -> list[tuple[Edge, float]]:
-        """Edges with their numbers, the largest in absolute value first."""
-        found = [
-            (Edge(sender, receiver), value)
-            for sender, row in zip(self.senders, self.values.tolist(), strict=True)
-            for receiver, value in zip(self.receivers, row, strict=True)
-            if not isnan(value)
+    def ranked(self, n: int | None = None) -> list[tuple[Edge, float]]:
+        """Edges with their numbers, the largest in absolute value first.
+
+        Args:
+            n: Most edges; None lists all, which in a large model are millions.
+        """
+        there = ~self.values.isnan()
+        sizes = self.values.abs().where(there, -torch.inf).flatten()
+        most = int(there.sum()) if n is None else min(n, int(there.sum()))
+        # Stable, so that of equal numbers the earlier edge comes first.
+        order = sizes.argsort(descending=True, stable=True)[:most].tolist()
+        width = len(self.receivers)
+        return [
+            (
+                Edge(self.senders[at // width], self.receivers[at % width]),
+                float(self.values[at // width, at % width]),
+            )
+            for at in order
         ]
-        return sorted(found, key=lambda each: (-abs(each[1]), each[0]))

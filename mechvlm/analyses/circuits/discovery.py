@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,7 +18,7 @@ from mechvlm.errors import CircuitError
 from mechvlm.graph import LOGITS, Circuit, Edge, Shape
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.pairs import Pair
-from mechvlm.screening import edge_effects, edge_scores
+from mechvlm.screening import EdgeScores, edge_effects, edge_scores
 from mechvlm.subgraph import Wiring
 
 __all__ = ["discover"]
@@ -97,17 +96,20 @@ def discover(
     least = _least(threshold, size, top)
     given = paired_up(pairs)
     shape = Shape.of(vlm.cfg)
-    whole = Circuit.whole(shape, given[0].groups)
-    area = whole if within is None else check_circuit(vlm, within, "within")
-    every = tuple(edge for edge in area.edges if _exists(edge, given))
     shown = False if progress is False else "circuit"
-    if within is None and top is not None and top < len(every):
-        every = _screened(vlm, cases(vlm, given, ablation, shown), every, steps)[:top]
+    if within is not None:
+        every = check_circuit(vlm, within, "within").edges
+    elif top is not None:
+        ready = cases(vlm, given, ablation, shown)
+        every = _screened(vlm, ready, steps, top)
+    else:
+        every = Circuit.whole(shape, given[0].groups).edges
+    every = tuple(edge for edge in every if _exists(edge, given))
     ready = cases(vlm, given, ablation, shown)
     effects = (
         _measured(vlm, ready, every)
         if within is None
-        else _measured_within(vlm, ready, area, every)
+        else _measured_within(vlm, ready, within, every)
     )
     ranked = sorted(effects, key=lambda edge: -abs(effects[edge]))[:size]
     taken = [edge for edge in ranked if abs(effects[edge]) > least]
@@ -154,14 +156,17 @@ def _least(threshold: int | float | None, size: int | None, top: int | None) -> 
 
 
 def _screened(
-    vlm: HookedVLM, ready: Iterable[Case], every: Sequence[Edge], steps: int
+    vlm: HookedVLM, ready: Iterable[Case], steps: int, top: int
 ) -> tuple[Edge, ...]:
-    """Edges by the size of their scores, the largest first."""
-    scores: dict[Edge, float] = defaultdict(float)
-    for case in ready:
-        for edge, score in edge_scores(vlm, case.bound, steps=steps).ranked():
-            scores[edge] += score * case.bound.gap / case.gap
-    return tuple(sorted(every, key=lambda edge: -abs(scores[edge])))
+    """The edges with the largest scores, averaged over pairs."""
+    each = [
+        (edge_scores(vlm, case.bound, steps=steps), case.bound.gap / case.gap)
+        for case in ready
+    ]
+    first = each[0][0]
+    total = torch.stack([scores.values * scale for scores, scale in each]).mean(dim=0)
+    ranked = EdgeScores(first.senders, first.receivers, total).ranked(top)
+    return tuple(edge for edge, _ in ranked)
 
 
 def _measured(

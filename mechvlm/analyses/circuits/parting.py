@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -79,10 +79,8 @@ def completeness(
     check_circuit(vlm, circuit)
     asked = paired_up(pairs)
     sets = _sets(circuit, n_sets, np.random.default_rng(seed))
-    whole = Circuit.whole(circuit.shape, asked[0].groups)
-    wirings = [
-        Wiring.of(_less(each, gone)) for each in (circuit, whole) for gone in sets
-    ]
+    both = Wiring.of(circuit), Wiring.whole(circuit.shape, asked[0].groups)
+    wirings = [wiring.less(gone) for wiring in both for gone in sets]
     shown = False if progress is False else "completeness"
     shares = [
         case.shares(vlm, wirings).numpy() for case in cases(vlm, asked, ablation, shown)
@@ -184,9 +182,3 @@ def _sets(
         chosen = rng.choice(len(nodes), n, replace=False)
         found.append(tuple(sorted(nodes[i] for i in chosen)))
     return list(dict.fromkeys(found))
-
-
-def _less(circuit: Circuit, nodes: Iterable[Node]) -> Circuit:
-    for node in nodes:
-        circuit = circuit.without(node)
-    return circuit
