@@ -26,6 +26,7 @@ ALL = (
     "knockout_map",
     "input_ablation",
     "direct_paths",
+    "edge_screening",
     "memory",
     "growth",
     "never_slower",

@@ -16,6 +16,8 @@ from itertools import count, islice, permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import mechvlm as mv
 
 HERE = Path(__file__).parent
@@ -23,10 +25,22 @@ README = HERE.parent / "README.md"
 KEPT = HERE / "circuits.json"
 START, END = "<!-- circuits -->\n", "<!-- end of circuits -->\n"
 
-N_HEADS, N_EDGES = 4, 100
-N_FOUND_ON, N_JUDGED_ON, N_MEAN_OF = 8, 20, 60
-N_RANDOM = 100
-RELATION = "city"
+SETTINGS = {
+    "heads": 4,
+    "heads of an entity": 6,
+    "edges": 100,
+    "found on": 8,
+    "judged on": 20,
+    "mean of": 60,
+    "random circuits": 100,
+    "relation": "city",
+}
+"""What was measured; kept beside the numbers, and compared with them by --check."""
+
+N_EDGES = SETTINGS["edges"]
+PARTS = SETTINGS["found on"], SETTINGS["judged on"], SETTINGS["mean of"]
+N_RANDOM = SETTINGS["random circuits"]
+RELATION = SETTINGS["relation"]
 
 
 # -- pairs ---------------------------------------------------------------------------
@@ -58,9 +72,11 @@ def entities(vlm: mv.HookedVLM, *, named: bool) -> Iterator[mv.Pair]:
     """Two entities of different cities, by name or by picture: where does it live?"""
     scenes = mv.scenes
     names = [name for name in scenes.NAMES if scenes.taught_by_picture(name, RELATION)]
-    for i, (one, other) in enumerate(permutations(names, 2)):
+    drawn = list(permutations(names, 2))
+    np.random.default_rng(0).shuffle(drawn)
+    for i, (one, other) in enumerate(drawn):
         answer, foil = (scenes.fact(name, RELATION) for name in (one, other))
-        if i % 7 or answer == foil:  # spread over all entities
+        if answer == foil:
             continue
         metric = mv.logit_difference(vlm, answer, foil)
         asked = scenes.FACT_QUESTIONS[RELATION]
@@ -83,6 +99,14 @@ def entities(vlm: mv.HookedVLM, *, named: bool) -> Iterator[mv.Pair]:
             yield pair
 
 
+def parted(drawn: Iterator[mv.Pair]) -> list[list[mv.Pair]]:
+    """Pairs to look on, to judge by, and to take the mean of; none is in two parts."""
+    parts = [list(islice(drawn, n)) for n in PARTS]
+    if [len(part) for part in parts] != list(PARTS):
+        raise RuntimeError(f"{[len(p) for p in parts]} pairs; wanted {PARTS}")
+    return parts
+
+
 # -- findings ------------------------------------------------------------------------
 
 
@@ -100,10 +124,10 @@ def mean_of(vlm: mv.HookedVLM, pairs: Sequence[mv.Pair]) -> mv.Values:
 
 
 def found(
-    vlm: mv.HookedVLM, pairs: Sequence[mv.Pair], mean: mv.Values
+    vlm: mv.HookedVLM, pairs: Sequence[mv.Pair], n_heads: int, mean: mv.Values
 ) -> tuple[mv.Circuit, mv.Circuit]:
     """The heads that explain most, and the best edges among them."""
-    heads = mv.discover_heads(vlm, pairs, N_HEADS, ablation=mean, top=None)
+    heads = mv.discover_heads(vlm, pairs, n_heads, ablation=mean, top=None)
     within = {"within": heads, "size": N_EDGES, "threshold": 0}
     return heads, mv.discover(vlm, pairs, ablation=mean, **within)
 
@@ -121,7 +145,9 @@ def judged(
     readings = {"log-odds": pairs, "probability": in_probability(vlm, pairs)}
     for name, asked in readings.items():
         result = mv.faithfulness(vlm, asked, circuit, ablation=mean)
-        random = mv.random_baseline(vlm, asked, circuit, n=N_RANDOM, ablation=mean)
+        drawn = {"n": N_RANDOM, "ablation": mean}
+        random = mv.random_baseline(vlm, asked, circuit, **drawn)
+        same = mv.random_baseline(vlm, asked, circuit, nodes="same", **drawn)
         told[name] = {
             "faithfulness": float(result["faithfulness"][0]),
             "low": float(result["faithfulness_low"][0]),
@@ -131,6 +157,7 @@ def judged(
             "random_mean": float(random["faithfulness"].mean()),
             "beaten": float(random.attrs["beaten"]),
             "p": float(random.attrs["p"]),
+            "same_nodes_best": float(same["faithfulness"].max()),
         }
     return told
 
@@ -138,11 +165,9 @@ def judged(
 def color_question(vlm: mv.HookedVLM) -> dict[str, Any]:
     """The circuit of the colour question, judged on scenes it was not found on."""
     drawn = colors(vlm, 0)
-    on, by, others = (
-        list(islice(drawn, n)) for n in (N_FOUND_ON, N_JUDGED_ON, N_MEAN_OF)
-    )
+    on, by, others = parted(drawn)
     mean = mean_of(vlm, others)
-    heads, circuit = found(vlm, on, mean)
+    heads, circuit = found(vlm, on, SETTINGS["heads"], mean)
     return {
         "model_edges": n_edges(vlm, on[0]),
         "gains": heads.about["gains"],
@@ -153,7 +178,8 @@ def color_question(vlm: mv.HookedVLM) -> dict[str, Any]:
 
 def n_edges(vlm: mv.HookedVLM, pair: mv.Pair) -> int:
     """Edges of the whole model."""
-    return len(mv.Circuit.whole(mv.Shape.of(vlm.cfg), pair.groups))
+    # One group holds the last position; the others have no edge to the logits.
+    return mv.Shape.of(vlm.cfg).n_edges(len(pair.groups)) - (len(pair.groups) - 1)
 
 
 def entity_question(vlm: mv.HookedVLM) -> dict[str, Any]:
@@ -162,9 +188,10 @@ def entity_question(vlm: mv.HookedVLM) -> dict[str, Any]:
     circuits, asked, means = {}, {}, {}
     for name, named in (("text", True), ("image", False)):
         drawn = entities(vlm, named=named)
-        on, by = (list(islice(drawn, n)) for n in (N_FOUND_ON, N_JUDGED_ON))
-        means[name], asked[name] = mean_of(vlm, [*on, *by]), by
-        heads, circuits[name] = found(vlm, on, means[name])
+        on, by, others = parted(drawn)
+        means[name], asked[name] = mean_of(vlm, others), by
+        n_heads = SETTINGS["heads of an entity"]
+        heads, circuits[name] = found(vlm, on, n_heads, means[name])
         told[name] = judged(vlm, by, heads, means[name])
     overlap = mv.circuit_overlap(circuits["text"], circuits["image"])
     told["overlap"] = {
@@ -199,6 +226,7 @@ def measured() -> None:
     """Find, judge and keep."""
     vlm = mv.load("demo")
     told = {
+        "settings": SETTINGS,
         "heads": len(mv.Shape.of(vlm.cfg).heads),
         "color": color_question(vlm),
         "entity": entity_question(vlm),
@@ -209,17 +237,16 @@ def measured() -> None:
 # -- the section ---------------------------------------------------------------------
 
 ABOUT = """\
-Found in the demo on {found} pairs, and judged on {judged} others, with all else ablated
-by its mean over prompts (`docs/circuits.py --run`). Kept is the share of the gap
-between the whole model (100 %) and everything ablated (0 %), of the right answer's
-probability and of its log-odds against the foil. The model has {model_heads} heads and
-{model_edges:,} edges.
+Found in the demo by {found} pairs that it answers right, and judged by {judged} other
+such pairs, with all else ablated by its mean over {mean} prompts
+(`docs/circuits.py --run`). Heads and edges are chosen by log-odds of the answer against
+the foil. Kept is the share of the gap between the whole model (100 %) and everything
+ablated (0 %). The model has {model_heads} heads and {model_edges:,} edges. A random
+circuit has as many heads and edges.
 
 | {columns} |
 |---|---|--:|--:|--:|--:|--:|
 """
-
-
 COLUMNS = (
     "question",
     "heads",
@@ -260,7 +287,8 @@ def compared(told: dict[str, Any]) -> str:
         f" Their circuits share {heads['shared']:.0f} of {heads['first']:.0f} and"
         f" {heads['second']:.0f} heads (chance {heads['chance']:.1f}) and"
         f" {edges['shared']:.0f} of {edges['first']:.0f} and {edges['second']:.0f}"
-        f" edges (chance {edges['chance']:.0f}); their heads' spread over the depth is"
+        f" edges (by chance {edges['chance']:.0f}, given their heads); their heads'"
+        " spread over the depth is"
         f" {percent(heads['alike'])} alike. Given each other's heads, with every edge"
         " among them, they keep"
         f" {exchanged['heads of text, asked by image']} (the text's heads, asked by"
@@ -274,8 +302,9 @@ def section() -> str:
     told: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8"))
     color, entity = told["color"], told["entity"]
     about = ABOUT.format(
-        found=N_FOUND_ON,
-        judged=N_JUDGED_ON,
+        found=PARTS[0],
+        judged=PARTS[1],
+        mean=2 * PARTS[2],
         columns=" | ".join(COLUMNS),
         model_heads=told["heads"],
         model_edges=color["model_edges"],
@@ -302,6 +331,8 @@ def main() -> None:
     _, after = rest.split(END)
     wanted = f"{before}{START}\n{section()}\n{END}{after}"
     if args.check:
+        if json.loads(KEPT.read_text(encoding="utf-8"))["settings"] != SETTINGS:
+            sys.exit("docs/circuits.json was measured with other settings")
         if wanted != text:
             sys.exit("the README's circuits are not those of docs/circuits.json")
         return

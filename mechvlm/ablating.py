@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechvlm.errors import InterventionError, PromptError, RunError
+from mechvlm.errors import ArgumentError, InterventionError, PromptError, RunError
 from mechvlm.models.checking import shape_at
 from mechvlm.models.config import Config
 from mechvlm.models.hooked import HookedVLM
@@ -20,7 +20,15 @@ from mechvlm.record import record
 from mechvlm.sites import Site
 from mechvlm.wanted import several
 
-__all__ = ["Ablation", "Values", "ablated_run", "giving", "mean_run", "zero_run"]
+__all__ = [
+    "Ablation",
+    "Values",
+    "ablated_run",
+    "check_values",
+    "giving",
+    "mean_run",
+    "zero_run",
+]
 
 Ablation: TypeAlias = Literal["counterfactual", "mean", "zero"] | RunLike
 """What stands for a part that is ablated: its value in the corrupted run, its mean over
@@ -137,6 +145,37 @@ def mean_run(vlm: HookedVLM, prompts: Iterable[Prompt]) -> Values:
     return Values(f"mean of {len(given)} prompts", means)
 
 
+def check_values(cfg: Config, ablated: object, n: int) -> RunLike:
+    """A run that can stand for all that a prompt of `n` positions gives.
+
+    Args:
+        cfg: The model's numbers.
+        ablated: What came.
+        n: Positions of the prompt.
+
+    Raises:
+        ArgumentError: It is no run.
+        RunError: It lacks the embeddings, or a layer's z or mlp_out, or its positions
+            are not as many.
+    """
+    if not isinstance(ablated, RunLike):
+        raise ArgumentError(
+            f"the ablated values are a {type(ablated).__name__}; wanted a run, such as"
+            " mechvlm.mean_run(vlm, prompts) or mechvlm.record(vlm, prompt)."
+        )
+    for site in giving(cfg):
+        shape = tuple(ablated[site].shape)
+        wanted = (n, *shape_at(cfg, site))
+        if shape != wanted:
+            raise RunError(
+                f"the ablated values at {site!r} are of shape {shape}, and the prompt"
+                f" needs {wanted}. Were they made of prompts of another length, or by"
+                " another model? Values are put in position by position: make them of"
+                " prompts of the same layout."
+            )
+    return ablated
+
+
 def ablated_run(
     vlm: HookedVLM,
     corrupted: Prompt,
@@ -153,10 +192,12 @@ def ablated_run(
 
     Raises:
         InterventionError: No ablation has this name.
+        ArgumentError: The ablation is no name and no run.
+        RunError: A run does not fit the prompt.
         PromptError: As `mean_run`.
     """
     if not isinstance(ablation, str):
-        return ablation
+        return check_values(vlm.cfg, ablation, corrupted.layout.n)
     if ablation == "counterfactual":
         return record(vlm, corrupted, giving(vlm.cfg))
     if ablation == "mean":

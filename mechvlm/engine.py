@@ -158,11 +158,11 @@ def _run(
 
 def _staged(vlm: HookedVLM, base: Base, ready: Plan, sources: Sources) -> Sources:
     """The sources, with what path patches need: what receivers got from senders."""
-    runs = {**sources.runs, **sent(vlm, base, ready.sendings, sources)}
+    runs = {**sources.runs, **sent(vlm, base, ready.sendings, sources=sources)}
     for each in ready.stage_passes:
         stages = [ready.stages[i] for i in each.members]
         entering = [stage.sending for stage in stages if stage.sending is not None]
-        made = sent(vlm, base, entering, sources)
+        made = sent(vlm, base, entering, sources=sources)
         given = Sources({**sources.runs, **made}, sources.vectors)
         rows = RowPass(vlm, base, [stage.item for stage in stages], given)
         rows.run()

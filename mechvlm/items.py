@@ -14,7 +14,7 @@ from PIL import Image
 
 from mechvlm.errors import PromptError
 from mechvlm.layout import Box
-from mechvlm.wanted import mapping_to, several, words_of
+from mechvlm.wanted import mapping_to, one, several, words_of
 
 __all__ = [
     "Area",
@@ -60,9 +60,12 @@ class Item:
 
     def __post_init__(self) -> None:
         """Tell boxes from masks, and refuse a target that is none of the objects."""
+        _check_picture(self.image, "Item.image")
+        said = {"question": self.question, "answer": self.answer}
+        _check_words({**said, "prefix": self.prefix, "id": self.id}, "Item")
         areas = _areas(self.objects, "Item.objects")
         object.__setattr__(self, "objects", areas)
-        _check_target(self.target, areas, "item")
+        _check_target(self.target, areas, "Item")
 
     @property
     def area(self) -> Area:
@@ -126,11 +129,15 @@ class PicturePair:
 
     def __post_init__(self) -> None:
         """Refuse what asks nothing, or asks what the pictures do not change."""
+        _check_picture(self.clean, "PicturePair.clean")
+        _check_picture(self.corrupted, "PicturePair.corrupted")
+        said = {"question": self.question, "answer": self.answer, "foil": self.foil}
+        further = {"change": self.change, "prefix": self.prefix, "id": self.id}
+        _check_words({**said, **further}, "PicturePair")
         here = _areas(self.objects, "PicturePair.objects")
         there = _areas(self.objects_corrupted, "PicturePair.objects_corrupted")
         object.__setattr__(self, "objects", here)
         object.__setattr__(self, "objects_corrupted", there)
-        said = {"question": self.question, "answer": self.answer, "foil": self.foil}
         empty = [name for name, text in said.items() if not text.strip()]
         if empty:
             raise PromptError(
@@ -150,7 +157,7 @@ class PicturePair:
                 f" {unknown}; its objects are {', '.join(here) or 'none'}. It says"
                 " where objects of the clean picture are in the corrupted one."
             )
-        _check_target(self.target, here, "pair")
+        _check_target(self.target, here, "PicturePair")
 
     @property
     def areas(self) -> tuple[Area, Area]:
@@ -187,6 +194,8 @@ class Fact:
 
     def __post_init__(self) -> None:
         """Refuse one string for several answers."""
+        asked = {"by_name": self.by_name, "by_picture": self.by_picture}
+        _check_words({**asked, "relation": self.relation}, "Fact")
         answers = words_of(self.answers, f"Fact.answers to {self.by_name!r}")
         object.__setattr__(self, "answers", answers)
 
@@ -213,6 +222,9 @@ class Entity:
 
     def __post_init__(self) -> None:
         """Refuse one string for several names, and one fact for several."""
+        _check_picture(self.image, "Entity.image")
+        told = {"name": self.name, "kind": self.kind, "id": self.id}
+        _check_words(told, "Entity")
         aliases = words_of(self.aliases, f"Entity.aliases of {self.name!r}")
         fix = 'facts=(Fact(by_name, by_picture, ("Paris",)),)'
         facts = several(self.facts, Fact, f"Entity.facts of {self.name!r}", fix)
@@ -246,10 +258,24 @@ def _areas(given: object, what: str) -> dict[str, Area]:
     return {name: _area(each, name) for name, each in areas.items()}
 
 
-def _check_target(target: str | None, objects: Mapping[str, Area], whose: str) -> None:
-    if target is not None and target not in objects:
+def _check_picture(given: object, what: str) -> None:
+    fix = '"ball.png", or a PIL image; of an array PIL.Image.fromarray(array)'
+    one(given, (Image.Image, str, Path), what, fix)
+
+
+def _check_words(given: Mapping[str, object], whose: str) -> None:
+    """Refuse what is no text in the attributes of that."""
+    for name, text in given.items():
+        one(text, str, f"{whose}.{name}", f'{name}="..."')
+
+
+def _check_target(target: object, objects: Mapping[str, Area], whose: str) -> None:
+    if target is None:
+        return
+    name = one(target, str, f"{whose}.target", "the name of one of its objects")
+    if name not in objects:
         raise PromptError(
-            f"target {target!r} is none of the {whose}'s objects, which are"
+            f"target {name!r} is none of the {whose}'s objects, which are"
             f" {', '.join(objects) or 'none'}."
         )
 

@@ -18,6 +18,8 @@ from mechvlm.layout import GROUPS, Layout, Positions
 from mechvlm.metrics import Metric, logit_difference
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt, check_pair
+from mechvlm.record import Run, prompt_of
+from mechvlm.scenes.counterfactual import Counterfactual
 from mechvlm.wanted import mapping_to, one
 
 __all__ = ["Pair", "bind", "groups_of"]
@@ -79,12 +81,12 @@ class Pair:
 
 
 def groups_of(
-    prompt: Prompt, objects: Mapping[str, Positions] = _NONE
+    prompt: Prompt | Run, objects: Mapping[str, Positions] = _NONE
 ) -> dict[str, Positions]:
     """Token groups of a prompt: those of its layout, the image parted by objects.
 
     Args:
-        prompt: The prompt.
+        prompt: The prompt, or a run of it.
         objects: Image positions of objects by name. A position of two of them goes to
             the first.
 
@@ -95,7 +97,7 @@ def groups_of(
         "last", the last position alone, which is in none of the others.
 
     Raises:
-        ArgumentError: The objects are no names to positions.
+        ArgumentError: Something is of another kind.
         LayoutError: An object has the name of another group or a position outside the
             image, or none of its own.
 
@@ -109,7 +111,9 @@ def groups_of(
     """
     fix = '{"ball": prompt.layout.region(box)}'
     named = mapping_to(objects, Positions, "objects", fix)
-    layout, last = prompt.layout, prompt.layout["last"]
+    one(prompt, (Prompt, Run), "prompt", "vlm.prompt(text, image)")
+    layout = prompt_of(prompt).layout
+    last = layout["last"]
     groups: dict[str, Positions] = {}
     for name in GROUPS:
         own = layout[name] - last
@@ -120,7 +124,7 @@ def groups_of(
 
 def bind(
     vlm: HookedVLM,
-    pair: PicturePair,
+    pair: PicturePair | Counterfactual,
     *,
     metric: Metric | None = None,
     system: str | None = None,
@@ -129,7 +133,7 @@ def bind(
 
     Args:
         vlm: The model.
-        pair: Two pictures and the question.
+        pair: Two pictures and the question; a scene's counterfactual is its pair.
         metric: What tells the two apart; None takes the logit of the pair's answer
             minus that of its foil, both of which must then be single tokens, written as
             the answer goes on: after a prefix perhaps with a space in front.
@@ -170,19 +174,20 @@ def bind(
         >>> bool(corrupted < 0 < clean)
         True
     """
-    one(pair, PicturePair, "pair", "mechvlm.PicturePair(clean, corrupted, ...)")
+    asked = pair.pair if isinstance(pair, Counterfactual) else pair
+    one(asked, PicturePair, "pair", "mechvlm.PicturePair(clean, corrupted, ...)")
     clean, corrupted = (
-        vlm.prompt(pair.question, picture, prefix=pair.prefix, system=system)
-        for picture in (pair.clean, pair.corrupted)
+        vlm.prompt(asked.question, picture, prefix=asked.prefix, system=system)
+        for picture in (asked.clean, asked.corrupted)
     )
     _check_grids(clean.layout, corrupted.layout)
     objects = {}
-    if pair.target is not None:
-        here, there = pair.areas
+    if asked.target is not None:
+        here, there = asked.areas
         found = clean.layout.region(here) | corrupted.layout.region(there)
         objects[_OBJECT] = found
-    told = _told_by(vlm, pair) if metric is None else metric
-    return Pair(clean, corrupted, told, groups_of(clean, objects), pair.id)
+    told = _told_by(vlm, asked) if metric is None else metric
+    return Pair(clean, corrupted, told, groups_of(clean, objects), asked.id)
 
 
 def _told_by(vlm: HookedVLM, pair: PicturePair) -> Metric:

@@ -12,10 +12,22 @@ from mechvlm.prompts import Prompt
 from mechvlm.sites import PER_HEAD, Component, Site
 from mechvlm.wanted import layers_in
 
-__all__ = ["Where", "layers_of", "places_of", "site_in"]
+__all__ = ["Where", "check_direction", "layers_of", "places_of", "site_in"]
 
 Where: TypeAlias = str | Positions | Mapping[str, Positions]
 """A group of the layout or "all", positions, or sets of positions by name."""
+
+
+def check_direction(direction: str) -> None:
+    """Whether clean activations go into the corrupted run, or the other way round.
+
+    Raises:
+        InterventionError: It is neither.
+    """
+    if direction not in ("denoise", "noise"):
+        raise InterventionError(
+            f"direction={direction!r}: wanted 'denoise' or 'noise'."
+        )
 
 
 def site_in(component: Component, layer: int, head: int | None = None) -> Site:

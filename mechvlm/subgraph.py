@@ -22,6 +22,7 @@ from mechvlm.graph import LOGITS, Circuit, Edge, Node, Shape
 from mechvlm.interventions import Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric
+from mechvlm.models.attention import wide
 from mechvlm.models.family import Layer
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources
@@ -84,6 +85,11 @@ class Wiring:
         less = {node: whole.to(node) - gone for node, gone in own.senders.items()}
         return cls({**whole.senders, **less})
 
+    def less_edge(self, edge: Edge) -> Wiring:
+        """The same without one edge."""
+        kept = self.to(edge.receiver) - {edge.sender}
+        return Wiring({**self.senders, edge.receiver: kept})
+
     def less(self, nodes: Iterable[Node]) -> Wiring:
         """The same without what some nodes give."""
         gone = frozenset(nodes)
@@ -113,7 +119,7 @@ class Ground:
         ablated: What everything gives when ablated, at the embeddings, z and mlp_out.
         groups: Token groups by name.
         stream: The stream that enters each layer when all is ablated, and the one that
-            leaves the last: sums of what `ablated` gives.
+            leaves the last: sums of what `ablated` gives, in fp32 or wider.
     """
 
     base: Base
@@ -138,11 +144,12 @@ class Ground:
             raise EngineError(
                 "circuits are run on a base run; make it with base_run(vlm, prompt)."
             )
-        stream = [ablated[Site("embed")]]
+        stream = [wide(ablated[Site("embed")])]
         for number, block in enumerate(vlm.tapped.blocks):
             z = ablated[Site("z", number)].flatten(1)
-            given = _given(block.layer, z) + ablated[Site("mlp_out", number)]
-            stream.append(stream[-1] + given.to(stream[-1].device))
+            added = wide(_attended(block.layer, z))
+            added = added + wide(ablated[Site("mlp_out", number)]).to(added.device)
+            stream.append(stream[-1] + added.to(stream[-1].device))
         return cls(run.base, ablated, groups, tuple(stream))
 
 
@@ -185,7 +192,7 @@ def answers(
     return metric.of_columns(read_out(vlm, rows, metric.tokens))
 
 
-def _given(layer: Layer, z: Float[Tensor, "position z"]) -> Tensor:
+def _attended(layer: Layer, z: Float[Tensor, "position z"]) -> Tensor:
     """What a layer's heads add to the stream."""
     out: Tensor = layer.o(z)
     if layer.attn_out is layer.attn:
@@ -200,7 +207,7 @@ class _Values:
     def __init__(self, vlm: HookedVLM, ground: Ground, wiring: Wiring) -> None:
         """Embeddings are known from the start."""
         self.wiring, self._vlm, self._ground = wiring, vlm, ground
-        own = ground.base.stream[0] - ground.stream[0]
+        own = wide(ground.base.stream[0]) - ground.stream[0]
         self._more: dict[Node, Tensor] = {}
         for node in wiring.givers:
             if node.kind == "tokens":
@@ -225,10 +232,12 @@ class _Values:
         total = ground.stream[layer]
         if behind_heads:
             z = ground.ablated[Site("z", layer)].flatten(1)
-            total = total + _given(self._vlm.tapped.blocks[layer].layer, z)
-        for given in self._terms(self.wiring.to(node)):
-            total = total + given.to(total.device)
-        return total
+            heads = _attended(self._vlm.tapped.blocks[layer].layer, z)
+            total = total + wide(heads).to(total.device)
+        for added in self._terms(self.wiring.to(node)):
+            total = total + added.to(total.device)
+        # Summed in fp32 and rounded once: many 16-bit sums would drown small effects.
+        return total.to(ground.base.stream[0].dtype)
 
     def _terms(self, senders: frozenset[Node]) -> Iterator[Tensor]:
         """What senders give beyond their ablated values; heads of a layer together."""
@@ -248,7 +257,7 @@ class _Values:
             for node in heads:
                 mixed[:, node.head] = self._z[number][:, node.head]
             layer = self._vlm.tapped.blocks[number].layer
-            both = (_given(layer, each.flatten(1)) for each in (mixed, ablated))
+            both = (wide(_attended(layer, x.flatten(1))) for x in (mixed, ablated))
             new, old = both
             self._written[heads] = new - old
         return self._written[heads]
@@ -259,7 +268,8 @@ class _Values:
 
     def keep_mlp(self, node: Node, out: Float[Tensor, "position d_model"]) -> None:
         """What an MLP gives."""
-        self._more[node] = out - self._ground.ablated[node.site].to(out.device)
+        ablated = self._ground.ablated[node.site].to(out.device)
+        self._more[node] = wide(out) - wide(ablated)
 
 
 class _Run:

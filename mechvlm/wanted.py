@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from operator import index
 from typing import SupportsIndex, TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 
 from mechvlm.errors import ArgumentError, LayerError
 
-__all__ = ["layers_in", "mapping_to", "one", "several", "words_of"]
+__all__ = ["layers_in", "mapping_to", "one", "several", "whole_number", "words_of"]
 
 T = TypeVar("T")
 
@@ -66,7 +67,8 @@ def mapping_to(
     """Names to things of a kind; may be empty.
 
     Raises:
-        ArgumentError: It is no mapping, or holds other things.
+        ArgumentError: It is no mapping, holds other things, or two of its keys are
+            written alike.
 
     Example:
         >>> mapping_to({"a": 1}, int, "widths", '{"narrow": 1}')
@@ -78,7 +80,37 @@ def mapping_to(
     for name, each in given.items():
         if not isinstance(each, kind):
             raise ArgumentError(f"{what}[{name!r}] is {_called(each)}; {wanted}")
+    written = Counter(str(name) for name in given)
+    if alike := [name for name in given if written[str(name)] > 1]:
+        raise ArgumentError(
+            f"{what} has the keys {alike}, which are written alike, so that one would"
+            " take the other's place. Give each a name of its own."
+        )
     return {str(name): each for name, each in given.items()}
+
+
+def whole_number(given: object, least: int, what: str) -> int:
+    """A whole number that is not too small.
+
+    Args:
+        given: What came.
+        least: The smallest that is taken.
+        what: What the argument is called.
+
+    Raises:
+        ArgumentError: It is no whole number, or below `least`.
+
+    Example:
+        >>> whole_number(4, 1, "bands")
+        4
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+        raise ArgumentError(
+            f"{what} is {_called(given)}; wanted a whole number of {least} or more."
+        )
+    if given < least:
+        raise ArgumentError(f"{what} is {given}; wanted {least} or more.")
+    return index(given)
 
 
 def layers_in(given: object, every: range, what: str, otherwise: str) -> list[int]:

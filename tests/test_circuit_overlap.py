@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.stats import hypergeom
+from unchecked import check_refusals
 
 import mechvlm as mv
-from mechvlm import Circuit, Edge, Shape
-from mechvlm.errors import CircuitError
+from mechvlm import Circuit, Edge, Node, Shape
+from mechvlm.errors import ArgumentError, CircuitError
 
 SHAPE = Shape(4, 2, 2)
 ONE = ("[name] -> L0.v0", "L0.H0 -> MLP 1", "MLP 1 -> L3.q1", "L3.H1 -> logits")
@@ -35,11 +35,65 @@ def test_it_counts_what_is_shared():
     edges = row(found, "edges")
     assert (edges["first"], edges["second"], edges["shared"]) == (4, 4, 2)
     assert edges["jaccard"] == pytest.approx(2 / 6)
-    n = len(Circuit.whole(SHAPE, ["object"]))
-    assert edges["p"] == pytest.approx(hypergeom(n, 4, 4).sf(1))
+    # [object], L0.H0, MLP 1 and L3.H1 give 8 + 5 + 4 + 1 = 18 edges to one another and
+    # the logits, the second's nodes 11 + 8 + 5 + 4 + 1 = 29; both have 7 + 4 + 1 = 12.
+    assert edges["chance"] == pytest.approx(4 * 4 * 12 / (18 * 29))
+    assert np.isnan(edges["p"])
     assert row(found, "tokens")["jaccard"] == 1
     assert np.isnan(row(found, "tokens")["p"])
     assert row(found, "mlps")["jaccard"] == 0
+
+
+def among(heads, shape=SHAPE, groups=("x",)):
+    nodes = [*map(Node.tokens, groups), *shape.mlps, *map(Node.parse, heads)]
+    return Circuit.among(nodes, shape)
+
+
+def test_edges_that_other_nodes_cannot_have_are_not_expected_to_be_shared():
+    """Two circuits of every edge among their nodes can share no more and no less."""
+    grouped = Shape(4, 4, 2)
+    one = among(["L0.H0", "L1.H2"], grouped)
+    for heads in (["L2.H1", "L3.H0"], ["L1.H3"], ["L1.H2", "L0.H0"]):
+        edges = row(mv.circuit_overlap(one, among(heads, grouped)), "edges")
+        assert edges["chance"] == pytest.approx(edges["shared"])
+        assert edges["shared"] == len(set(one.edges) & set(among(heads, grouped).edges))
+
+
+def test_chance_is_what_random_draws_share():
+    """Oracle: 2000 draws of edges among each circuit's nodes, counted."""
+    rng = np.random.default_rng(0)
+    areas = among(["L0.H0", "L1.H1"]).edges, among(["L0.H0", "L2.H1"]).edges
+
+    def drawn(area, n):
+        return [area[i] for i in rng.choice(len(area), n, replace=False)]
+
+    ours = Circuit((*areas[0][:20], *areas[0][-30:]), SHAPE)
+    theirs = Circuit(areas[1][::2], SHAPE)
+    for part, area in zip((ours, theirs), areas, strict=True):
+        assert Circuit.among(part.nodes, SHAPE).edges == area
+    shared = [
+        len({*drawn(areas[0], len(ours))} & {*drawn(areas[1], len(theirs))})
+        for _ in range(2000)
+    ]
+    error = np.std(shared) / len(shared) ** 0.5
+    found = row(mv.circuit_overlap(ours, theirs), "edges")
+    assert abs(found["chance"] - np.mean(shared)) < 4 * error
+
+
+def test_nothing_as_large_as_the_model_is_built(monkeypatch):
+    """The nodes of two small circuits say all that is asked of their model."""
+    big = Shape(64, 64, 64)
+    small = circuit(ONE, big), circuit(TWO, big)
+    made, check = [], Shape.edges
+
+    def edges(shape, nodes):
+        made.append(shape)
+        return check(shape, nodes)
+
+    monkeypatch.setattr(Shape, "edges", edges)
+    found = row(mv.circuit_overlap(*small, groups={"name": "object"}), "edges")
+    assert found["chance"] == pytest.approx(4 * 4 * 12 / (18 * 29))
+    assert made == []
 
 
 def test_it_counts_by_depth():
@@ -96,7 +150,20 @@ def test_it_comes_back_from_disk(tmp_path):
             lambda: mv.circuit_overlap(circuit(ONE), Circuit((), SHAPE)),
             "the second circ",
         ),
-        (lambda: mv.circuit_overlap(circuit(ONE), circuit(TWO), bands=0), "bands=0"),
+        (
+            lambda: mv.circuit_overlap(
+                circuit([*ONE, "[object] -> MLP 1"]),
+                circuit(TWO),
+                groups={"name": "object"},
+            ),
+            r"groups makes one token group of \[name\], \[object\] of the first",
+        ),
+        (
+            lambda: mv.circuit_overlap(
+                circuit(ONE), circuit(TWO), groups={"name": "ball"}
+            ),
+            r"groups names \['ball'\] of the second circuit, whose token groups are",
+        ),
         (
             lambda: mv.circuit_overlap(
                 circuit(ONE), circuit(TWO), groups={"ball": "object"}
@@ -108,6 +175,33 @@ def test_it_comes_back_from_disk(tmp_path):
 def test_what_cannot_be_compared_is_refused(call, message):
     with pytest.raises(CircuitError, match=message):
         call()
+
+
+def test_groups_can_change_places():
+    two = ["[a] -> L0.v0", "[b] -> L0.k0", "L0.H0 -> logits"]
+    turned = ["[b] -> L0.v0", "[a] -> L0.k0", "L0.H0 -> logits"]
+    found = mv.circuit_overlap(
+        circuit(two), circuit(turned), groups={"a": "b", "b": "a"}
+    )
+    assert row(found, "edges")["jaccard"] == 1
+
+
+def test_bands_are_one_or_more():
+    with pytest.raises(ArgumentError, match="bands is 0; wanted 1 or more"):
+        mv.circuit_overlap(circuit(ONE), circuit(TWO), bands=0)
+
+
+def test_other_kinds_of_arguments_are_named():
+    check_refusals("""
+import mechvlm as mv
+one = mv.Circuit.parse(["[x] -> L0.v0", "L0.H0 -> logits"], mv.Shape(2, 2, 2))
+cases = [
+    (lambda: mv.circuit_overlap(one, "[x]"), "second is '[x]' (str); wanted Circuit"),
+    (lambda: mv.circuit_overlap(one, one, bands="4"), "bands is '4' (str); wanted a"),
+    (lambda: mv.circuit_overlap(one, one, groups="x"), "groups is 'x' (str); wanted"),
+    (lambda: mv.circuit_overlap(one, one, groups={"x": 1}), "groups['x'] is 1 (int)"),
+]
+""")
 
 
 def test_it_changes_neither_circuit():

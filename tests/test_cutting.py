@@ -7,7 +7,7 @@ import torch
 
 from mechvlm import Knockout, Positions
 from mechvlm.cone import Reads
-from mechvlm.cutting import like, reach_of
+from mechvlm.cutting import draws_of, moved, reach_of
 
 
 def masks(kind, n=9):
@@ -42,7 +42,7 @@ CUTS = [
 
 @pytest.mark.parametrize("kind", ["causal", "image", "window", "padded"])
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_likes_cut_as_many_pairs_of_every_target(kind, cut):
+def test_draws_cut_as_many_pairs_of_every_target(kind, cut):
     """Counted on the mask itself; none of them in the pool's gaps."""
     layers, mask = (masks("causal"), masks(kind)), masks(kind)
     reads = Reads(layers)
@@ -50,19 +50,19 @@ def test_likes_cut_as_many_pairs_of_every_target(kind, cut):
     pool = Positions.of(range(9)) - target - source - Positions.of(0)
     for layer, here in enumerate(layers):
         made = Knockout((layer,), target, source)
-        likes = like(reads, made, pool, n=6, seed=[3])
+        draws = draws_of(reads, made, pool, n=6, seed=[3])
         taken = [int(here[t, list(source)].sum()) for t in target]
         free = [int(here[t, list(pool)].sum()) for t in target]
         enough = all(left >= own for left, own in zip(free, taken, strict=True))
-        assert bool(likes) == (enough and any(taken))
-        for each in likes:
+        assert bool(draws) == (enough and any(taken))
+        for each in draws:
             assert lost(each, here) == lost([made], here)
             assert {part.layers for part in each} == {(layer,)}
             for part in each:
                 assert not part.source - pool
                 assert here[list(part.target)][:, list(part.source)].all()
-        assert len(set(likes)) == len(likes) <= 6
-    both = like(reads, Knockout(range(2), target, source), pool, n=6, seed=[3])
+        assert len(set(draws)) == len(draws) <= 6
+    both = draws_of(reads, Knockout(range(2), target, source), pool, n=6, seed=[3])
     for each in both:  # layer for layer, where the masks differ
         for layer, here in enumerate(layers):
             there = [part for part in each if layer in part.layers]
@@ -71,14 +71,14 @@ def test_likes_cut_as_many_pairs_of_every_target(kind, cut):
     assert mask.any()
 
 
-def test_likes_are_drawn_evenly_and_all_found_where_they_are_few():
+def test_draws_are_drawn_evenly_and_all_found_where_they_are_few():
     reads = Reads((masks("causal", 12),))
     cut = Knockout((0,), Positions.of(11), Positions.of(1, 2))
     pool = Positions.of(3, 4, 5, 6)
-    every = like(reads, cut, pool, n=20, seed=[0])
+    every = draws_of(reads, cut, pool, n=20, seed=[0])
     assert len(every) == 6  # 4 choose 2
-    assert len(like(reads, cut, pool, n=6, seed=[0])) == 6
-    first = [like(reads, cut, pool, n=1, seed=[i])[0][0].source for i in range(600)]
+    assert len(draws_of(reads, cut, pool, n=6, seed=[0])) == 6
+    first = [draws_of(reads, cut, pool, n=1, seed=[i])[0][0].source for i in range(600)]
     for position in pool:
         assert sum(position in each for each in first) == pytest.approx(300, abs=50)
 
@@ -91,17 +91,17 @@ def test_what_no_target_reads_does_not_stir_the_draws():
     mask = torch.ones(12, 12).tril().bool()
     mask[:, :3] = False
     padded = Reads((mask,))
-    one = like(bare, Knockout((0,), target, source), pool, n=3, seed=[1])
+    one = draws_of(bare, Knockout((0,), target, source), pool, n=3, seed=[1])
     behind = more(pool) | Positions.of(range(3))
     cut = Knockout((0,), more(target), more(source))
-    two = like(padded, cut, behind, n=3, seed=[1])
+    two = draws_of(padded, cut, behind, n=3, seed=[1])
     assert [more(each[0].source) for each in one] == [each[0].source for each in two]
 
 
 def test_trap_02_a_blind_row_is_told_from_a_cut_that_reaches_nothing():
-    reads = Reads((masks("causal"), masks("window")))
+    reads = Reads((masks("causal"), masks("window"), masks("causal")))
     at = lambda layers, t, s: reach_of(  # noqa: E731
-        reads, Knockout(layers, Positions.of(*t), Positions.of(*s))
+        reads, Knockout(layers, Positions.of(*t), Positions.of(*s)), 8
     )
     assert at((0,), [4], [2]) == "cuts"
     assert at((0,), [0, 4], [0]) == "blind row"
@@ -110,3 +110,33 @@ def test_trap_02_a_blind_row_is_told_from_a_cut_that_reaches_nothing():
     assert at((0, 1), [8], [6, 7, 8]) == "blind row"  # a window of three
     assert at((1,), [8], [1]) == "never reads"
     assert at((0, 1), [8], [1]) == "cuts"
+
+
+def test_a_cut_that_no_later_layer_reads_is_told():
+    """The answer is at 8; behind layer 0 a window of three reads 6, 7 and 8."""
+    reads = Reads((masks("causal"), masks("window")))
+    for target in range(1, 9):
+        cut = Knockout((0,), Positions.of(target), Positions.of(0))
+        told = "cuts" if target >= 6 else "cannot reach the answer"
+        assert reach_of(reads, cut, 8) == told
+    both = Knockout((0, 1), Positions.of(5, 7), Positions.of(5))
+    assert reach_of(reads, both, 8) == "cuts"
+    late = Knockout((1,), Positions.of(5, 7), Positions.of(5))
+    assert reach_of(reads, late, 8) == "cannot reach the answer"
+    assert reach_of(reads, Knockout((1,), Positions.of(0), Positions.of(0)), 8) == (
+        "blind row"
+    )
+
+
+@pytest.mark.parametrize("kind", ["causal", "image", "window"])
+def test_moved_draws_are_those_of_the_other_layers(kind):
+    """Drawn there by the same seed, they would be the same."""
+    reads = Reads((masks("causal"), masks(kind)) * 3)
+    target, source = Positions.of(7, 8), Positions.of(6)
+    pool = Positions.of(1, 2, 3, 4, 5, 7, 8)
+    here, there = (
+        draws_of(reads, Knockout(layers, target, source), pool, n=5, seed=[1])
+        for layers in (range(2), range(2, 6))
+    )
+    assert len(here) >= 1
+    assert moved(reads, here, range(2, 6)) == there

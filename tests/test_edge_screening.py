@@ -14,12 +14,24 @@ from edges_by_hand import Plain, pair_of
 
 import mechvlm as mv
 from mechvlm.ablating import zero_run
-from mechvlm.errors import ArgumentError, CircuitError, InterventionError, MetricError
+from mechvlm.errors import (
+    ArgumentError,
+    CircuitError,
+    InterventionError,
+    MetricError,
+    RunError,
+)
 from mechvlm.gradients import midpoints
 from mechvlm.graph import LOGITS, Edge, Node, Shape
 from mechvlm.models import planted
 from mechvlm.models.planted import POSITIONS, TOLERANCE, scene
-from mechvlm.screening import bound, edge_effects, edge_scores, node_scores
+from mechvlm.screening import (
+    bound,
+    edge_effects,
+    edge_scores,
+    node_effects,
+    node_scores,
+)
 
 LLAMA = tiny.Kind("llama", 2, "clip")
 KINDS = (LLAMA, tiny.Kind("qwen2", 2, "siglip"), *tiny.GEMMA_KINDS)
@@ -324,3 +336,26 @@ def test_what_cannot_be_scored_is_refused(tiny_vlm, tiny_pair):
             call(tiny_vlm, once, ablated=once.ablated)
     with pytest.raises(ArgumentError, match="beside a bound pair"):
         edge_effects(tiny_vlm, once, [], ablated=once.ablated)
+
+
+@pytest.mark.parametrize("length", [1, -1])
+def test_values_of_other_prompts_lengths_are_refused(tiny_vlm, tiny_pair, length):
+    """Rows of a longer run would be taken as if they were the pair's own."""
+    words = "what color is" if length > 0 else "what"
+    other = tiny_vlm.prompt(words, tiny.picture())
+    n = tiny_pair.clean.layout.n
+    assert other.layout.n == n + length
+    values = zero_run(tiny_vlm, other)
+    edges, nodes = [Edge.parse("L0.H0 -> logits")], [Node("head", 0, 0)]
+    for call, *what in [
+        *((edge_scores,), (node_scores,), (bound,)),
+        *((edge_effects, edges), (node_effects, nodes)),
+    ]:
+        with pytest.raises(RunError, match=f"shape .{n + length}, .* needs .{n}, "):
+            call(tiny_vlm, tiny_pair, *what, ablated=values)
+
+
+def test_values_without_a_site_are_refused(tiny_vlm, tiny_pair):
+    part = mv.record(tiny_vlm, tiny_pair.corrupted, ["embed", "z"])
+    with pytest.raises(RunError, match="hook_mlp_out"):
+        edge_effects(tiny_vlm, tiny_pair, [Edge.parse("L0.H0 -> logits")], ablated=part)

@@ -48,6 +48,7 @@ fact = Fact("q", "p", ["red", "crimson"])
 assert fact.answers == ("red", "crimson")
 them = Entity("cat", "a.png", [fact], aliases=["tom"])
 assert (them.facts, them.golds) == ((fact,), ("cat", "tom"))
+mixed = {1: [0, 0, 9, 9], "1": [0, 0, 8, 8]}
 box = lambda where: lambda: Item("a.png", "?", objects={"cat": where})
 cases = [
     (lambda: Fact("q", "p", "red"), ArgumentError, "Fact.answers to 'q' is the one"),
@@ -55,6 +56,16 @@ cases = [
     (lambda: Entity("cat", "a.png", fact), ArgumentError, "Entity.facts of 'cat' is "),
     (lambda: Entity("cat", "a.png", ("q",)), ArgumentError, "facts of 'cat'[0] is 'q'"),
     (lambda: Item("a.png", "?", objects=["cat"]), ArgumentError, "Item.objects is ["),
+    (lambda: Item(None, "?"), ArgumentError, "Item.image is None"),
+    (lambda: Item("a.png", None), ArgumentError, "Item.question is None"),
+    (lambda: Item("a.png", "?", 3), ArgumentError, "Item.answer is 3 (int)"),
+    (lambda: Item("a.png", "?", target=["cat"]), ArgumentError, "Item.target is ["),
+    (lambda: Item("a.png", "?", prefix=None), ArgumentError, "Item.prefix is None"),
+    (lambda: Item("a.png", "?", id=3), ArgumentError, "Item.id is 3 (int)"),
+    (lambda: Item("a.png", "?", objects=mixed), ArgumentError, "the keys [1, '1']"),
+    (lambda: Fact("q", None, ["red"]), ArgumentError, "Fact.by_picture is None"),
+    (lambda: Entity(3, "a.png", (fact,)), ArgumentError, "Entity.name is 3"),
+    (lambda: Entity("cat", b"a.png", (fact,)), ArgumentError, "Entity.image is b'a"),
     (box("here"), ArgumentError, "Item.objects['cat'] is 'here' (str)"),
     (box([0, 0, 9]), PromptError, "'cat' is at [0, 0, 9], which is no box of four"),
     (box((0, 0, 9, "9")), PromptError, "which is no box of four numbers"),

@@ -120,6 +120,11 @@ def test_a_pair_keeps_what_it_was_given(tiny_prompt, corrupted, metric):
     assert len(pair.groups) == 5
 
 
+def test_a_run_has_the_groups_of_its_prompt(tiny_vlm, tiny_prompt):
+    run = mv.base_run(tiny_vlm, tiny_prompt)
+    assert mv.groups_of(run) == mv.groups_of(tiny_prompt)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -160,6 +165,11 @@ def test_prompts_of_other_layouts_are_refused(tiny_vlm, tiny_prompt, metric):
         r"picture of 40 x 32 pixels, of which a grid of 4 x 4 cells sees \(4.*, and the"
         r" corrupted one a picture of 48 x 32 .* sees \(8.*pictures of one size",
     )
+    # Another model's processor may see another part of a picture of the same size.
+    (grid,) = raw.layout.grids
+    shifted = (replace(grid, box=(0, 0, 32, 32)),)
+    elsewhere = replace(raw, layout=replace(raw.layout, grids=shifted))
+    refused(raw, elsewhere, metric, r"sees \(4.*, and the corrupted .* sees \(0, 0, 32")
     text = tiny_vlm.prompt("what color")
     refused(tiny_prompt, text, metric, "and the corrupted one no picture")
 
@@ -207,7 +217,10 @@ def test_a_picture_pair_knows_where_its_target_is_in_both():
         ({"question": " "}, r"\['question'\] of pair ' ' are empty"),
         ({"answer": "", "id": "x"}, r"\['answer'\] of pair 'x' are empty"),
         ({"foil": " Red"}, "answer and foil of pair 'what color' are both 'red'"),
-        ({"target": "ball"}, "target 'ball' is none of the pair's objects, .* none"),
+        (
+            {"target": "ball"},
+            "target 'ball' is none of the PicturePair's objects, .* none",
+        ),
         (
             {"objects": {"a": (0, 0, 9, 9)}, "objects_corrupted": {"b": (0, 0, 9, 9)}},
             r"names \['b'\]; its objects are a\. It says where",
@@ -250,6 +263,18 @@ def test_the_object_is_where_the_target_is_in_either_picture(tiny_vlm):
     assert groups["background"] == Positions.of(range(5, 19))
     still = mv.bind(tiny_vlm, replace(given, objects_corrupted={})).groups
     assert still["object"] == Positions.of(3)
+
+
+def test_a_counterfactual_is_bound_as_its_pair(demo):
+    twin = mv.scenes.counterfactual(mv.scenes.sample(3), "position")
+    ours, theirs = mv.bind(demo, twin), mv.bind(demo, twin.pair)
+    assert ours.groups == theirs.groups
+    assert ours.metric.tokens == theirs.metric.tokens
+    for one, other in ((ours.clean, theirs.clean), (ours.corrupted, theirs.corrupted)):
+        assert one.text == other.text
+        assert all(
+            torch.equal(one.inputs[name], other.inputs[name]) for name in one.inputs
+        )
 
 
 @pytest.mark.parametrize("kind", [tiny.KINDS[3], tiny.GEMMA_KINDS[1]], ids=str)
@@ -332,6 +357,8 @@ def test_the_demo_tells_the_pictures_of_a_pair_apart(demo, change):
 
 # Here beartype would say so first; a user's calls go unchecked.
 WRONG_KINDS = """
+import dataclasses
+import numpy as np
 import mechvlm as mv
 words = ("a.png", "b.png", "?", "x", "y")
 assert mv.PicturePair(*words, {"a": [0, 0, 9, 9]}).objects["a"] == (0, 0, 9, 9)
@@ -339,6 +366,11 @@ vlm = mv.load("demo")
 scene = mv.scenes.sample(seed=0, n=2)
 clean = vlm.prompt("how many objects are there ?", scene.image)
 metric, groups = mv.logit_difference(vlm, "red", "blue"), mv.groups_of(clean)
+made = mv.scenes.counterfactual(scene)
+same = mv.scenes.counterfactual(scene, about=np.int64(made.about), seed=np.int64(0))
+assert same.about == made.about and type(same.about) is int
+changed = lambda **fields: lambda: dataclasses.replace(made.pair, **fields)
+told = lambda **given: lambda: mv.scenes.counterfactual(**{"scene": scene, **given})
 cases = [
     (lambda: mv.Pair("a.png", clean, metric, groups), "Pair.clean is 'a.png'"),
     (lambda: mv.Pair(clean, scene, metric, groups), "Pair.corrupted is Scene"),
@@ -346,8 +378,28 @@ cases = [
     (lambda: mv.Pair(clean, clean, metric, ["image"]), "Pair.groups is ['image']"),
     (lambda: mv.Pair(clean, clean, metric, {"a": [0]}), "Pair.groups['a'] is [0]"),
     (lambda: mv.groups_of(clean, {"a": (0, 0, 9, 9)}), "objects['a'] is (0, 0, 9, 9)"),
+    (lambda: mv.groups_of("x"), "prompt is 'x' (str); wanted Prompt or Run"),
+    (
+        lambda: mv.groups_of(clean, {1: mv.Positions.of(4), "1": mv.Positions.of(5)}),
+        "objects has the keys [1, '1'], which are written alike",
+    ),
     (lambda: mv.bind(vlm, "a.png"), "pair is 'a.png' (str); wanted PicturePair"),
+    (lambda: mv.bind(made, vlm), "pair is HookedVLM"),
     (lambda: mv.datasets.pairs.write(mv.PicturePair(*words), "x"), "wanted a list of"),
+    (lambda: mv.datasets.pairs.write([made], "x"), "of a counterfactual its .pair"),
+    (changed(clean=np.zeros((9, 9, 3))), "PicturePair.clean is array"),
+    (changed(corrupted=None), "PicturePair.corrupted is None"),
+    (changed(question=None), "PicturePair.question is None"),
+    (changed(answer=3), "PicturePair.answer is 3 (int); wanted str"),
+    (changed(foil=4), "PicturePair.foil is 4"),
+    (changed(target=["x"]), "PicturePair.target is ['x']"),
+    (changed(change=None), "PicturePair.change is None"),
+    (changed(prefix=None), "PicturePair.prefix is None"),
+    (changed(id=3), "PicturePair.id is 3"),
+    (told(scene="x"), "scene is 'x' (str); wanted Scene"),
+    (told(change=[]), "change is []"),
+    (told(about="0"), "about is '0' (str)"),
+    (told(seed="1"), "seed is '1'"),
     (lambda: mv.PicturePair(*words, [1]), "PicturePair.objects is [1]"),
     (lambda: mv.PicturePair(*words, {}, [1]), "PicturePair.objects_corrupted is [1]"),
     (lambda: mv.PicturePair(*words, {"a": (0, 0, 9)}), mv.PromptError, "no box of"),

@@ -11,7 +11,9 @@ from unchecked import check_refusals
 
 import mechvlm as mv
 from mechvlm import InterventionError, PathPatch, Positions, Site
+from mechvlm.analyses.path_patching.ends import label, receivers_of
 from mechvlm.errors import LayerError, MetricError, PairError
+from mechvlm.graph import LOGITS, Node
 from mechvlm.models import planted
 from mechvlm.models.planted import TOLERANCE
 from mechvlm.models.rowwise import rows
@@ -44,6 +46,7 @@ class World:
         found = mv.path_patching(self.vlm, *prompts, metric=self.metric, **how)
         assert found.attrs["clean"] > 3.9 and found.attrs["corrupted"] < -3.9
         share = 1 - found if how.get("direction") != "denoise" else found
+        np.testing.assert_allclose(found["effect"], share, atol=1e-6)
         near = (share - share.round()).fillna(0)
         assert float(abs(near).max()) < TOLERANCE
         return share.round()
@@ -210,6 +213,34 @@ def test_it_says_what_was_done_and_survives_a_file(tmp_path):
     reread = mv.open_result(mv.save_result(found, tmp_path / "paths.nc"))
     np.testing.assert_array_equal(reread, found)
     assert reread["serves"].values.tolist() == [""]
+    assert reread.identical(found)
+
+
+def test_a_map_of_effects_shows_where_something_happens():
+    """Of recoveries in a noising sweep nearly all are 1, and of effects 0."""
+    world = world_of("relay")
+    found = mv.path_patching(
+        world.vlm, world.clean, world.corrupted, metric=world.metric
+    )
+    effect = found["effect"]
+    assert (effect.dims, effect.name) == (found.dims, "effect")
+    assert effect.attrs["units"] == found.attrs["units"]
+    assert effect.attrs["direction"] == "noise"
+    shown = effect.sel(receiver="logits")
+    assert mv.viz.heatmap(shown).kind == "map"
+    assert shown.values.round().tolist() == [[0, 0], [0, 0], [1, 0]]
+
+
+def test_ends_are_called_as_nodes_are():
+    """So that a path's ends can be looked up among a circuit's."""
+    nodes = [Node("head", 3, 1), Node("mlp", 2), Node("q", 2, 3)]
+    nodes += [Node("k", 2, 1), Node("v", 0, 0)]
+    assert [label(node.site) for node in nodes] == list(map(str, nodes))
+    vlm = world_of("relay").vlm
+    layout = world_of("relay").clean.layout
+    receivers = receivers_of(vlm.cfg, layout, [Site("v", 2, 0)], to=None)
+    receivers += receivers_of(vlm.cfg, layout, "logits", to=None)
+    assert [each.name for each in receivers] == ["L2.v0", str(LOGITS)]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from mechvlm.errors import (
 )
 from mechvlm.graph import Node
 from mechvlm.models.planted import TOLERANCE
-from mechvlm.screening import edge_effects, node_effects, node_scores
+from mechvlm.screening import node_effects, node_scores
 from mechvlm.sites import COMPONENTS
 
 NODES = {
@@ -251,41 +251,6 @@ def test_the_audit_tells_what_a_saturated_attention_hides():
     assert found.role.sel(candidate="[object] -> L1.k0") == "audit"
 
 
-def test_effects_and_scores_are_means_over_pairs(tiny_vlm, tiny_pair, tmp_path):
-    twin = mv.Pair(
-        tiny_pair.corrupted, tiny_pair.clean, tiny_pair.metric, tiny_pair.groups, "back"
-    )
-    found = screened(tiny_vlm, [tiny_pair, twin], top=4, audit=3, seed=5)
-    assert found.role.values.tolist() == ["top"] * 4 + ["audit"] * 3
-    assert found.pair.values.tolist() == ["0", "back"]
-    edges = [mv.Edge.parse(str(label)) for label in found.candidate.values]
-    for name, pair in zip(found.pair.values, (tiny_pair, twin), strict=True):
-        wanted = edge_effects(tiny_vlm, pair, edges).numpy()
-        np.testing.assert_allclose(
-            found.effect_each.sel(pair=name), wanted, rtol=1e-4, atol=1e-6
-        )
-    for name in ("score", "effect"):
-        np.testing.assert_allclose(found[name], found[f"{name}_each"].mean("pair"))
-    sizes = np.abs(found.score.values)
-    assert sizes[:4].tolist() == sorted(sizes[:4], reverse=True)
-    assert sizes[:4].min() >= sizes[4:].max()
-    assert np.isnan(found.effect_low).all()
-    kept = mv.open_result(mv.save_result(found, tmp_path / "s.nc"))
-    assert kept.identical(found)
-    assert mv.cite(found).startswith("Syed")
-
-
-def test_six_pairs_have_intervals(tiny_vlm):
-    prompts = [tiny_vlm.prompt("what color", tiny.picture(seed)) for seed in range(7)]
-    metric = mv.logit_difference(tiny_vlm, "red", "blue")
-    groups = mv.groups_of(prompts[0])
-    pairs = [mv.Pair(prompts[0], other, metric, groups) for other in prompts[1:]]
-    found = screened(tiny_vlm, pairs, of="heads", top=2, audit=1)
-    assert (found.effect_low <= found.effect).all()
-    assert (found.effect_high >= found.effect).all()
-    assert (found.effect_low < found.effect_high).all()
-
-
 def test_a_draw_depends_on_its_seed_alone(tiny_vlm, tiny_pair):
     call = {"of": "nodes", "top": 2, "audit": 4}
     first, again, other = (
@@ -308,17 +273,14 @@ def test_everything_may_be_verified_and_nothing_audited(tiny_vlm, tiny_pair, tmp
 
 
 def test_screens_that_make_no_sense_are_refused(tiny_vlm, tiny_pair, no_forward):
-    parted = {"image": tiny_pair.clean.layout["image"]}
-    parted["rest"] = mv.Positions.of(range(23)) - parted["image"]
-    other = mv.Pair(tiny_pair.clean, tiny_pair.corrupted, tiny_pair.metric, parted)
-    for pairs, call, kind, told in [
-        ([], {}, PairError, "no pair is given"),
-        ([tiny_pair, other], {}, PairError, r"and another \['image', 'rest'\]"),
-        ([tiny_pair], {"top": 0}, ArgumentError, "top=0, audit=50: wanted at least 1"),
-        ([tiny_pair], {"audit": -1}, ArgumentError, "audit=-1: wanted at least 1"),
+    for call, told in [
+        ({"top": 0}, "top is 0; wanted 1 or more"),
+        ({"audit": -1}, "audit is -1; wanted 0 or more"),
+        ({"steps": 0}, "steps is 0; wanted 1 or more"),
+        ({"seed": -1}, "seed is -1; wanted 0 or more"),
     ]:
-        with pytest.raises(kind, match=told):
-            mv.screen_then_verify(tiny_vlm, pairs, **call)
+        with pytest.raises(ArgumentError, match=told):
+            mv.screen_then_verify(tiny_vlm, [tiny_pair], **call)
 
 
 OTHER_KINDS = """
@@ -330,11 +292,19 @@ ends = pair.clean, pair.corrupted
 up = lambda: mv.attribution_patching(
     vlm, *ends, metric=pair.metric, direction="up")
 score, exact = mv.screening.edge_scores, mv.screening.edge_effects
+edges = [mv.Edge.parse("L0.H0 -> logits")]
 cases = [
     (up, InterventionError, "direction='up': wanted 'denoise' or 'noise'"),
     (lambda: mv.screen_then_verify(vlm, pair), "(Pair); wanted a list of Pair"),
     (lambda: mv.screen_then_verify(vlm, [ends]), "pairs[0] is"),
     (lambda: mv.screen_then_verify(vlm, [pair], of="mlps"), "wanted edges, nodes"),
+    (lambda: mv.screen_then_verify(vlm, [pair], of=["edges"]), "of=['edges']: wanted"),
+    (lambda: mv.screen_then_verify(vlm, [pair], top="a"), "top is 'a' (str)"),
+    (lambda: mv.screen_then_verify(vlm, [pair], audit=2.5), "audit is 2.5 (float)"),
+    (lambda: mv.screen_then_verify(vlm, [pair], steps=None), "steps is None (None"),
+    (lambda: mv.screen_then_verify(vlm, [pair], seed=None), "seed is None (NoneType)"),
+    (lambda: exact(vlm, pair, edges, ablated=pair.corrupted), "are a Prompt; wanted"),
+    (lambda: score(vlm, pair, ablated="mean"), "ablated values are a str; wanted"),
     (lambda: score(vlm, pair.clean), "pair is"),
     (lambda: exact(vlm, pair, ["L0.H0 -> logits"]), "edges[0] is"),
 ]

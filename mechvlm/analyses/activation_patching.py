@@ -9,11 +9,10 @@ import xarray as xr
 
 from mechvlm.axes import labelled
 from mechvlm.engine import intervene
-from mechvlm.errors import InterventionError
 from mechvlm.interventions import NOTHING, Patch
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.hooked import HookedVLM
-from mechvlm.places import Where, layers_of, places_of, site_in
+from mechvlm.places import Where, check_direction, layers_of, places_of, site_in
 from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record, shared
 from mechvlm.sites import Component
@@ -85,10 +84,7 @@ def activation_patching(
         (('layer', 'position'), (2, 1), True)
     """
     check_pair(prompt_of(clean), prompt_of(corrupted))
-    if direction not in ("denoise", "noise"):
-        raise InterventionError(
-            f"direction={direction!r}: wanted 'denoise' or 'noise'."
-        )
+    check_direction(direction)
     chosen = layers_of(vlm, site, layers)
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     prompt = prompt_of(base)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -13,7 +15,7 @@ from scipy import stats
 from mechvlm.axes import labelled
 from mechvlm.errors import CircuitError
 from mechvlm.graph import Circuit, Edge, Node, Shape
-from mechvlm.wanted import one
+from mechvlm.wanted import mapping_to, one, whole_number
 
 __all__ = ["circuit_overlap"]
 
@@ -35,27 +37,37 @@ def circuit_overlap(
     two questions, or of a model and one fine-tuned from it. Of models of other shapes
     no two nodes are the same, and only depth is compared.
 
+    Chance draws the nodes of a circuit from all heads, or MLPs, of the model, and its
+    edges from those that its own nodes can have: circuits of the same nodes are
+    expected to share many edges, circuits of other nodes few. For edges that says what
+    to expect and no more. The edges of a circuit hang together (a head that gives must
+    be given to), and a probability that took each for a draw of its own would be far
+    too small, so that "p" of edges is nan.
+
     Args:
         first: A circuit.
         second: Another one.
         groups: Token group of the first -> the one of the second that stands for it,
-            such as an object's picture for its name; others are the same by name.
+            such as an object's picture for its name; others are the same by name. No
+            two groups may become one.
         bands: Equal parts of the depth to count by, 1 or more.
 
     Returns:
         Dataset over (part): "heads", "mlps", "tokens" and "edges". "first" and "second"
         count each circuit's, "shared" those in both, "jaccard" is shared by all that is
         in either (1 the same, 0 nothing in common), "chance" what random draws of as
-        many would share, and "p" the chance that they would share as many. "alike" is 1
-        less the total variation between the two spreads over depth: 1 the same spread.
-        Over (part, band), "first_by_depth", "second_by_depth" and "shared_by_depth"
-        count by where in depth a node or an edge's receiver is. What models of other
-        shapes cannot share is nan.
+        many would share on average, as above, and "p" the chance that draws of heads,
+        or of MLPs, would share as many or more. Token groups are not drawn: their
+        "chance" and "p" are nan. "alike" is 1 less the total variation between the two
+        spreads over depth: 1 the same spread. Over (part, band), "first_by_depth",
+        "second_by_depth" and "shared_by_depth" count by where in depth a node or an
+        edge's receiver is. What models of other shapes cannot share is nan.
 
     Raises:
-        CircuitError: A circuit is empty, `bands` is below 1, or `groups` names a token
-            group that a circuit does not have.
-        ArgumentError: One is no circuit.
+        CircuitError: A circuit is empty, or `groups` names a token group that a circuit
+            does not have, or makes one of two.
+        ArgumentError: One is no circuit, `groups` is no mapping of names to names, or
+            `bands` is no number of 1 or more.
 
     Paper: heads and edges as the circuits of Wang et al. 2022, arXiv:2211.00593.
 
@@ -72,13 +84,13 @@ def circuit_overlap(
         one(circuit, Circuit, name, "mechvlm.discover(vlm, pairs)")
         if not circuit.edges:
             raise CircuitError(f"the {name} circuit has no edge to compare.")
-    if bands < 1:
-        raise CircuitError(f"bands={bands}: wanted 1 or more parts of the depth.")
-    named = _renamed(first, second, groups)
-    rows = {part: _row(part, named, second, bands) for part in _PARTS}
+    n_bands = whole_number(bands, 1, "bands")
+    names = mapping_to(groups, str, "groups", '{"name": "object"}')
+    named = _renamed(first, second, names)
+    rows = {part: _row(part, named, second, n_bands) for part in _PARTS}
     part = {"part": list(rows)}
     units = {"jaccard": "fraction", "p": "probability", "alike": "fraction"}
-    both = {**part, "band": range(bands)}
+    both = {**part, "band": range(n_bands)}
     found = {
         name: labelled(
             np.array([each[name] for each in rows.values()]),
@@ -126,12 +138,17 @@ def _renamed(first: Circuit, second: Circuit, groups: Mapping[str, str]) -> Circ
                 f"groups names {unknown} of the {side} circuit, whose token groups are"
                 f" {sorted(known)}."
             )
-    edges = [
-        Edge(
-            Node.tokens(groups.get(edge.sender.group, edge.sender.group)), edge.receiver
+    tokens = first.of_kind("tokens")
+    renamed = {node: Node.tokens(groups.get(node.group, node.group)) for node in tokens}
+    times = Counter(renamed.values())
+    if one_of_two := [str(node) for node, new in renamed.items() if times[new] > 1]:
+        raise CircuitError(
+            f"groups makes one token group of {', '.join(one_of_two)} of the first"
+            " circuit, so that their edges could not be told apart. Give each another"
+            " name: a group that is left out keeps its own."
         )
-        if edge.sender.kind == "tokens"
-        else edge
+    edges = [
+        Edge(renamed.get(edge.sender, edge.sender), edge.receiver)
         for edge in first.edges
     ]
     return Circuit(tuple(edges), first.shape, first.model)
@@ -166,24 +183,38 @@ def _row(
     found["shared"] = float(len(shared))
     found["jaccard"] = len(shared) / len(either) if either else np.nan
     found["shared_by_depth"] = _depths(shared, first.shape, bands)
-    n = _n_possible(part, first, second)
-    if n:
+    if part == "edges":
+        found["chance"] = _shared_by_chance(first, second)
+    elif part != "tokens":
+        n = len(first.shape.heads if part == "heads" else first.shape.mlps)
         found["chance"] = len(ours) * len(theirs) / n
         drawn = stats.hypergeom(n, len(ours), len(theirs))
         found["p"] = float(drawn.sf(len(shared) - 1))
     return found
 
 
-def _n_possible(part: str, first: Circuit, second: Circuit) -> int:
-    """How many of a part a model has to choose from; 0 where nothing is chosen."""
-    shape = first.shape
-    groups = {n.group for c in (first, second) for n in c.of_kind("tokens")}
-    return {
-        "heads": len(shape.heads),
-        "mlps": len(shape.mlps),
-        "tokens": 0,
-        "edges": len(Circuit.whole(shape, groups)),
-    }[part]
+def _shared_by_chance(first: Circuit, second: Circuit) -> float:
+    """Edges shared on average by draws of as many among each circuit's own nodes."""
+    ours, theirs = _ends(first), _ends(second)
+    common = ours[0] & theirs[0], ours[1] & theirs[1]
+    of_ours, of_theirs = (
+        len(circuit) / _n_possible(*ends)
+        for circuit, ends in ((first, ours), (second, theirs))
+    )
+    return of_ours * of_theirs * _n_possible(*common)
+
+
+def _ends(circuit: Circuit) -> tuple[frozenset[Node], frozenset[Node]]:
+    """What gives in a circuit, and all that could take from it."""
+    givers = frozenset(node for node in circuit.nodes if node.gives)
+    given = (edge.receiver for edge in circuit.edges)
+    return givers, circuit.shape.takers(givers).union(given)
+
+
+def _n_possible(givers: Iterable[Node], takers: Iterable[Node]) -> int:
+    """Number of edges from some nodes to others: each gives to all that take later."""
+    places = sorted(node.place for node in takers)
+    return sum(len(places) - bisect_right(places, node.place) for node in givers)
 
 
 def _depths(

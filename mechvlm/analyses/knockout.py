@@ -8,7 +8,7 @@ from typing import Literal
 import xarray as xr
 
 from mechvlm.axes import labelled
-from mechvlm.cutting import answer_token, ends
+from mechvlm.cutting import answer_token, ends, whole
 from mechvlm.engine import intervene
 from mechvlm.errors import ArgumentError, InterventionError, LayerError
 from mechvlm.interventions import NOTHING, Knockout
@@ -70,7 +70,8 @@ def knockout_windows(
         InterventionError: There is no cut or window, one names no position or layer, or
             both `windows` and `width` or `mode` are given.
         TokenError: The answer is not exactly one token, or no token has this id.
-        ArgumentError: A cut is no pair, or `answer` neither a word nor an id.
+        ArgumentError: A cut is no pair, `answer` neither a word nor an id, `width` no
+            whole number, or `windows` are no names to ranges of layers.
         LayerError: The width is not a number of layers.
         MetricError: The clean run gives the answer no probability.
 
@@ -90,8 +91,9 @@ def knockout_windows(
     n_layers = vlm.cfg.n_layers
     how: dict[str, str | int] = {"mode": mode if windows is None else "named"}
     if windows is None:
-        how["width"] = _width(n_layers) if width is None else width
-        ranges = _windows(n_layers, int(how["width"]), mode)
+        wide = _width(n_layers) if width is None else whole(width, "width", "width=3")
+        how["width"] = wide
+        ranges = _windows(n_layers, wide, mode)
     else:
         ranges = _named(windows, width, mode)
     asked = prompt_of(prompt)
@@ -157,13 +159,15 @@ def _named(windows: Mapping[str, range], width: int | None, mode: str) -> list[r
             f"windows are given by name, and width={width}, mode={mode!r} as well:"
             " named windows say themselves which layers they cut."
         )
-    empty = [name for name, layers in windows.items() if not layers]
-    if not windows or empty:
+    fix = '{"early": range(0, 10)}'
+    found = mapping_to(windows, range, "windows", fix)
+    empty = [name for name, layers in found.items() if not layers]
+    if not found or empty:
         raise InterventionError(
             f"windows {empty or 'given'} hold no layer, so they cut nothing; wanted"
-            ' {"early": range(0, 10)}.'
+            f" {fix}."
         )
-    return list(windows.values())
+    return list(found.values())
 
 
 def _windows(n_layers: int, width: int, mode: str) -> list[range]:

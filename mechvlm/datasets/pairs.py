@@ -24,8 +24,9 @@ A folder holds `pairs.json` and, beside it, the pictures that it names:
 left out, as may `objects_corrupted` (objects that are elsewhere in the corrupted
 picture) and `prefix` (the start of the answer). Paths begin at the JSON file's folder.
 An object is a box (left, top, right, bottom) in pixels, right and bottom excluded, or
-the path of a mask: a picture of the same size, black but where the object is. The two
-pictures of a pair must be of one size, or their tokens would see different places.
+the path of a mask: a picture of the same size without transparency, black but where the
+object is, and there of one other colour. The two pictures of a pair must differ, and be
+of one size, or their tokens would see different places.
 """
 
 from __future__ import annotations
@@ -37,11 +38,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 
 from mechvlm.axes import output_folder
-from mechvlm.datasets.fitting import check_fit, opened
+from mechvlm.datasets.fitting import check_fit, mask_in
 from mechvlm.errors import DatasetError, PromptError
 from mechvlm.items import Area, Picture, PicturePair
 from mechvlm.wanted import several
@@ -70,8 +70,9 @@ def read(path: str | Path) -> tuple[PicturePair, ...]:
 
     Raises:
         DatasetError: The file is no such file, a key is missing, unknown or of another
-            kind, a picture or a mask cannot be read, the two pictures of a pair are of
-            different sizes, an area does not fit them, or two pairs have one id.
+            kind, a picture or a mask cannot be read, the two pictures of a pair are
+            equal or of different sizes, an area does not fit them, or two pairs have
+            one id.
 
     Paper: semantic image pairs of Golovanevsky et al. 2024, arXiv:2406.16320.
 
@@ -121,7 +122,8 @@ def write(pairs: Sequence[PicturePair], folder: str | Path) -> Path:
         >>> same.question == pair.question, same.target == pair.target
         (True, True)
     """
-    pairs = several(pairs, PicturePair, "pairs", "[PicturePair(clean, corrupted, ...)]")
+    fix = "[PicturePair(clean, corrupted, ...)], of a counterfactual its .pair"
+    pairs = several(pairs, PicturePair, "pairs", fix)
     if not pairs:
         raise DatasetError("no pair is given, so there is nothing to write.")
     _check_ids(pairs, "pairs")
@@ -208,7 +210,10 @@ def _pair(entry: object, base: Path, where: str) -> PicturePair:
     here, there = (
         _objects(entry.get(key, {}), base, f"{where}: {key!r}") for key in _OBJECTS
     )
-    pictures = base / clean, base / corrupted
+    pictures = (
+        _file(base, clean, f"{where}: 'clean'"),
+        _file(base, corrupted, f"{where}: 'corrupted'"),
+    )
     told = {"change": change, "prefix": prefix, "id": name}
     try:
         pair = PicturePair(
@@ -237,7 +242,7 @@ def _objects(given: object, base: Path, what: str) -> dict[str, Area]:
 
 def _area(given: object, base: Path, what: str) -> Area:
     if isinstance(given, str):
-        return _mask(base / given, what)
+        return mask_in(_file(base, given, what), what)
     numbers = given if isinstance(given, list) else []
     if len(numbers) != 4 or not all(type(each) in (int, float) for each in numbers):
         wanted = "a box [left, top, right, bottom] or the path of a mask"
@@ -246,17 +251,15 @@ def _area(given: object, base: Path, what: str) -> Area:
     return left, top, right, bottom
 
 
-def _mask(path: Path, what: str) -> Bool[np.ndarray, "height width"]:
-    """True where a picture of two values is not black."""
-    values = np.asarray(opened(path, what).convert("L"))
-    every = np.unique(values)
-    if len(every) > 2 or (len(every) == 2 and every[0] != 0):
+def _file(base: Path, given: str, what: str) -> Path:
+    """A file that the JSON file names."""
+    path = base / given
+    if not path.is_file():
         raise DatasetError(
-            f"{what}: {path} has {len(every)} shades of grey from {every[0]} to"
-            f" {every[-1]}, so that it is not clear what is in the mask. Wanted black"
-            " outside and one other value inside; JPEG does not keep them."
+            f"{what}: {path} is not there. Paths in a file of pairs begin at its own"
+            " folder."
         )
-    return np.asarray(values > 0)
+    return path
 
 
 def _unwanted(what: str, given: object, wanted: str) -> DatasetError:

@@ -9,12 +9,14 @@ input belongs to a key-value head, which serves several heads.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
-from mechvlm.errors import CircuitError
+from mechvlm.errors import ArgumentError, CircuitError
 from mechvlm.sites import Component, Site
+from mechvlm.wanted import one, whole_number
 
 __all__ = ["LOGITS", "Edge", "Kind", "Node", "Shape"]
 
@@ -31,7 +33,7 @@ _COMPONENTS: dict[str, Component] = {
     "k": "k",
     "v": "v",
 }
-_LABEL = re.compile(r"L(\d+)\.([Hqkv])(\d+)|MLP (\d+)|(logits)|\[(.+)\]")
+_LABEL = re.compile(r"L(\d+)\.([Hqkv])(\d+)|MLP (\d+)|(logits)|\[(.+)\]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Node:
                 f"no node is of kind {self.kind!r}; there are"
                 f" {', '.join(get_args(Kind))}."
             )
+        if not isinstance(self.group, str):
+            raise ArgumentError(
+                f"group of a node is {self.group!r}; wanted a name: Node.tokens('last')"
+            )
         has = self.layer is not None, self.head is not None, bool(self.group)
         wanted = {"tokens": (0, 0, 1), "mlp": (1, 0, 0), "logits": (0, 0, 0)}
         if has != tuple(map(bool, wanted.get(self.kind, (1, 1, 0)))):
@@ -69,8 +75,12 @@ class Node:
                 f" head={self.head}, group={self.group!r}: tokens have a group alone,"
                 " an MLP a layer alone, the logits nothing, all others layer and head."
             )
-        if min(self.layer or 0, self.head or 0) < 0:
-            raise CircuitError(f"layers and heads count from 0, not {self.layer}.")
+        if self.layer is not None:
+            layer = whole_number(self.layer, 0, f"layer of a {self.kind} node")
+            object.__setattr__(self, "layer", layer)
+        if self.head is not None:
+            head = whole_number(self.head, 0, f"head of a {self.kind} node")
+            object.__setattr__(self, "head", head)
 
     @classmethod
     def tokens(cls, group: str) -> Node:
@@ -83,8 +93,9 @@ class Node:
 
         Raises:
             CircuitError: No node is called that.
+            ArgumentError: It is no string.
         """
-        match = _LABEL.fullmatch(label)
+        match = _LABEL.fullmatch(one(label, str, "label", '"L2.H0"'))
         if match is None:
             raise CircuitError(
                 f"no node is called {label!r}; wanted L2.H0 (a head), L2.q0, L2.k0 or"
@@ -145,14 +156,7 @@ class Node:
             >>> head.feeds(Node("mlp", 1)), head.feeds(Node("q", 1, 0))
             (True, False)
         """
-        if not (self.gives and other.takes):
-            return False
-        if self.kind == "tokens" or other.kind == "logits":
-            return True
-        same = self.layer == other.layer
-        if same:
-            return self.kind == "head" and other.kind == "mlp"
-        return self.place < other.place
+        return self.gives and other.takes and self.place < other.place
 
     @property
     def site(self) -> Site:
@@ -188,6 +192,11 @@ class Edge:
 
     def __post_init__(self) -> None:
         """Refuse a way that does not exist."""
+        if not all(isinstance(end, Node) for end in (self.sender, self.receiver)):
+            raise ArgumentError(
+                f"an edge from {self.sender!r} to {self.receiver!r}: wanted two nodes;"
+                " Edge.parse takes a label."
+            )
         if not self.sender.feeds(self.receiver):
             raise CircuitError(
                 f"no edge goes from {self.sender} to {self.receiver}: tokens, heads and"
@@ -201,8 +210,11 @@ class Edge:
 
         Raises:
             CircuitError: It is none.
+            ArgumentError: It is no string.
         """
-        sender, arrow, receiver = label.partition(" -> ")
+        given = one(label, str, "label", '"L0.H1 -> MLP 2"')
+        # Only senders are token groups, whose names may hold an arrow of their own.
+        sender, arrow, receiver = given.rpartition(" -> ")
         if not arrow:
             raise CircuitError(
                 f"{label!r} is no edge; wanted two nodes with ' -> ' between them."
@@ -254,12 +266,27 @@ class Shape:
     Attributes:
         n_layers: Layers.
         n_heads: Heads of a layer.
-        n_key_value_heads: Key-value heads of a layer.
+        n_key_value_heads: Key-value heads of a layer, each of which serves as many
+            heads as any other.
     """
 
     n_layers: int
     n_heads: int
     n_key_value_heads: int
+
+    def __post_init__(self) -> None:
+        """Refuse the numbers of no model."""
+        for name, given in (
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_key_value_heads", self.n_key_value_heads),
+        ):
+            object.__setattr__(self, name, whole_number(given, 1, name))
+        if self.n_heads % self.n_key_value_heads:
+            raise CircuitError(
+                f"{self.n_heads} heads cannot share {self.n_key_value_heads} key-value"
+                " heads evenly; wanted a multiple. Shape.of(vlm.cfg) takes a model's."
+            )
 
     @classmethod
     def of(cls, cfg: Sized) -> Shape:
@@ -283,7 +310,13 @@ class Shape:
         return tuple(Node("mlp", layer) for layer in range(self.n_layers))
 
     def inputs(self, head: Node) -> tuple[Node, Node, Node]:
-        """The query, key and value input of a head."""
+        """The query, key and value input of a head.
+
+        Raises:
+            CircuitError: It is no head.
+        """
+        if head.kind != "head":
+            raise CircuitError(f"{head} is no head, and has no q, k and v input.")
         layer, number = head.layer, head.head or 0
         own = number // self.each
         return Node("q", layer, number), Node("k", layer, own), Node("v", layer, own)
@@ -314,12 +347,43 @@ class Shape:
     def edges(self, nodes: Iterable[Node]) -> Iterator[Edge]:
         """Every edge among some heads, MLPs and token groups, and to the logits."""
         givers = sorted({node for node in nodes if node.gives}, key=_by_place)
-        takers = {LOGITS, *(node for node in givers if node.takes)}
-        for head in (node for node in givers if node.kind == "head"):
-            takers.update(self.inputs(head))
-        ordered = sorted(takers, key=_by_place)
+        takers = sorted(self.takers(givers), key=_by_place)
+        places = [taker.place for taker in takers]
         for sender in givers:
-            yield from (Edge(sender, taker) for taker in ordered if sender.feeds(taker))
+            after = bisect_right(places, sender.place)
+            yield from (Edge(sender, taker) for taker in takers[after:])
+
+    def takers(self, nodes: Iterable[Node]) -> frozenset[Node]:
+        """What some heads and MLPs take by, and the logits."""
+        found = {LOGITS}
+        for node in nodes:
+            if node.kind == "head":
+                found.update(self.inputs(node))
+            elif node.takes:
+                found.add(node)
+        return frozenset(found)
+
+    def n_edges(self, groups: int) -> int:
+        """Number of the edges that a model has, from some token groups on.
+
+        Args:
+            groups: Number of token groups, 0 or more.
+
+        Raises:
+            ArgumentError: It is no such number.
+
+        Example:
+            >>> shape = Shape(2, 2, 2)
+            >>> shape.n_edges(1), sum(1 for _ in shape.edges([*shape.heads]))
+            (46, 16)
+        """
+        tokens = whole_number(groups, 0, "groups")
+        takers = self.n_heads + 2 * self.n_key_value_heads + 1
+        later = self.n_layers * (self.n_layers - 1) // 2
+        from_tokens = self.n_layers * takers + 1
+        from_a_head_each = later * takers + 2 * self.n_layers
+        from_mlps = later * takers + self.n_layers
+        return tokens * from_tokens + self.n_heads * from_a_head_each + from_mlps
 
 
 def _by_place(node: Node) -> tuple[int, int, int, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 
 import numpy as np
 from jaxtyping import Bool
@@ -12,6 +13,7 @@ from mechvlm.scenes.asked import plain_things
 from mechvlm.scenes.questions import questions
 from mechvlm.scenes.scene import Scene
 from mechvlm.scenes.world import COLORS, GRID, SHAPES, Thing, place
+from mechvlm.wanted import one
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,11 @@ def counterfactual(
         change: "color" asks "what color is the ring ?". "shape" asks "what shape is the
             red object ?". "position" moves the thing to a free cell in another row and
             asks "where is the ring ?", whose answer begins with the row (top, middle or
-            bottom), which is compared. "object" puts a thing of another shape and
-            colour in its place and asks "is there a ring ?", to be answered yes and no.
+            bottom), which is compared; it passes no other thing in raster order, in
+            which shades are drawn, or others would look different too, so that a
+            crowded scene leaves few cells or none. "object" puts a thing of another
+            shape and colour in its place and asks "is there a ring ?", to be answered
+            yes and no.
         about: Index of the thing; None draws one of those that can be changed.
         seed: Draws what is left open; any non-negative integer.
 
@@ -87,8 +92,9 @@ def counterfactual(
         Both scenes, the question and its two answers.
 
     Raises:
+        ArgumentError: Something is of another kind.
         SceneError: There is no such change or coloured shape, or none that can be
-            changed and asked about; the message tells why.
+            changed and asked about, and the message tells why; or the seed is negative.
 
     Paper: semantic image pairs of Golovanevsky et al. 2024, arXiv:2406.16320.
 
@@ -98,11 +104,12 @@ def counterfactual(
     >>> made.question, made.answer, made.foil in ("middle", "bottom")
     ('where is the ring ?', 'top', True)
     """
-    if change not in _KINDS:
+    one(scene, Scene, "scene", "scenes.sample(seed=0, n=2)")
+    if one(change, str, "change", '"color"') not in _KINDS:
         raise SceneError(
             f"no change of {change!r} is known; there are {', '.join(CHANGES)}."
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_seed(seed))
     refused = []
     for i in _candidates(scene, about, rng):
         try:
@@ -115,14 +122,23 @@ def counterfactual(
     )
 
 
+def _seed(given: int) -> int:
+    one(given, (int, np.integer), "seed", "seed=0")
+    if given < 0:
+        raise SceneError(f"seed={given}: wanted 0 or more.")
+    return given
+
+
 def _candidates(
     scene: Scene, about: int | None, rng: np.random.Generator
 ) -> Sequence[int]:
     """Things that may be changed: the one that is asked for, or all in any order."""
     plain = [i for i, _ in plain_things(scene)]
+    if about is not None:
+        one(about, (int, np.integer), "about", "about=0, or None")
     if about is not None and about not in plain:
         raise SceneError(
-            f"about={about}: coloured shapes of {scene.describe()!r} are things"
+            f"about={about!r}: coloured shapes of {scene.describe()!r} are things"
             f" {plain}, counted from 0; an emblem is none."
         )
     if not plain:
@@ -130,7 +146,7 @@ def _candidates(
             f"{scene.describe()!r} has no coloured shape to change. Sample a scene with"
             " some, such as scenes.sample(seed=0, n=2)."
         )
-    return [about] if about is not None else rng.permutation(plain).tolist()
+    return [index(about)] if about is not None else rng.permutation(plain).tolist()
 
 
 def _counterfactual(

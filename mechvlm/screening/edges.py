@@ -29,6 +29,7 @@ from mechvlm.models.attention import wide
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike
 from mechvlm.models.points import Block
+from mechvlm.models.rowwise.sending import norm_behind
 from mechvlm.pairs import Pair
 from mechvlm.screening.bound import Bound, ends_of, gap_of
 from mechvlm.screening.nodes import Point, changed, points
@@ -72,6 +73,7 @@ def edge_scores(
         EngineError: Weights are offloaded.
         InterventionError: There is no step.
         MetricError: The metric has no gradient, or is the same for both prompts.
+        RunError: Ablated values lack a site, or are not as long as the prompts.
 
     Paper: Syed et al. 2023, arXiv:2310.10348 (EAP); with steps, Hanna et al. 2024,
     arXiv:2403.17806 (EAP-IG).
@@ -97,7 +99,7 @@ def edge_scores(
         vlm,
         given.clean,
         given.metric,
-        ends.ablated,
+        other=ends.ablated,
         sites=sites,
         into_mlps=layers,
         steps=steps,
@@ -106,7 +108,8 @@ def edge_scores(
     for point in todo:
         value = point.value
         for taken in _takers(vlm, point):
-            for changes in _givers(vlm, given, point, ends.ablated, taken.nodes[0]):
+            taker = taken.nodes[0]
+            for changes in _givers(vlm, given, point, other=ends.ablated, taker=taker):
                 table.add(changes, taken, point.weight)
     gap = gap_of(given.metric, value, ends.corrupted)
     return table.scores(given, gap)
@@ -168,10 +171,10 @@ def _before(
 
 
 def _givers(
-    vlm: HookedVLM, pair: Pair, point: Point, ablated: RunLike, taker: Node
+    vlm: HookedVLM, pair: Pair, point: Point, *, other: RunLike, taker: Node
 ) -> Iterator[_Part]:
     """Changes of everything that gives to a taker, layer by layer."""
-    change = changed(point.own, ablated, Site("embed"))
+    change = changed(point.own, other, Site("embed"))
     groups = sorted(pair.groups)
     parted = change.new_zeros(len(groups), *change.shape)
     for i, group in enumerate(groups):
@@ -180,29 +183,29 @@ def _givers(
     yield _Part(tuple(map(Node.tokens, groups)), parted)
     for layer, block in enumerate(vlm.tapped.blocks):
         if Node("head", layer, 0).feeds(taker):
-            change = changed(point.own, ablated, Site("z", layer))
+            change = changed(point.own, other, Site("z", layer))
             heads = [Node("head", layer, head) for head in range(vlm.cfg.n_heads)]
-            given = _given(block, wide(point.here[Site("z", layer)]), change)
-            yield _Part(tuple(heads), given)
+            z = wide(point.here[Site("z", layer)])
+            yield _Part(tuple(heads), _written_by_each(block, z, change))
         if Node("mlp", layer).feeds(taker):
-            change = changed(point.own, ablated, Site("mlp_out", layer))
+            change = changed(point.own, other, Site("mlp_out", layer))
             yield _Part((Node("mlp", layer),), change[None])
 
 
 @torch.no_grad()
-def _given(
+def _written_by_each(
     block: Block,
     z: Float[Tensor, "position head d_head"],
     change: Float[Tensor, "position head d_head"],
 ) -> Float[Tensor, "head position d_model"]:
     """What each head adds to the stream by a change of its own, to first order."""
-    weight, layer = wide(block.attn.W_O), block.layer
+    weight, norm = wide(block.attn.W_O), norm_behind(block.layer)
     each = torch.einsum("phe,hed->hpd", change, weight)
-    if layer.attn_out is layer.attn:
+    if norm is None:
         return each
     whole = torch.einsum("phe,hed->pd", z, weight) + wide(block.attn.b_O)
     # Of each head, what the norm behind the attention makes of it in this whole.
-    return _behind(layer.attn_out, whole, each)
+    return _behind(norm, whole, each)
 
 
 def _behind(

@@ -55,6 +55,7 @@ def edge_effects(
         InterventionError: There is no edge, or one goes from a token group without the
             last position to the logits, which are read there.
         MetricError: The metric is the same for both prompts.
+        RunError: Ablated values lack a site, or are not as long as the prompts.
 
     Paper: path patching of Wang et al. 2022, arXiv:2211.00593, with MLPs frozen too.
 
@@ -71,7 +72,7 @@ def edge_effects(
     chosen = several(edges, Edge, "edges", '[mechvlm.Edge.parse("[image] -> L0.v0")]')
     once = _bound(vlm, pair, ablated)
     todo = [_path(vlm, once.pair, edge) for edge in chosen]
-    return _lost(vlm, once, todo, progress)
+    return _lost(vlm, once, todo, progress=progress)
 
 
 def node_effects(
@@ -98,6 +99,7 @@ def node_effects(
         CircuitError: A node gives nothing, or the model or the pair does not have it.
         InterventionError: There is no node.
         MetricError: The metric is the same for both prompts.
+        RunError: Ablated values lack a site, or are not as long as the prompts.
 
     Paper: Heimersheim and Nanda 2024, arXiv:2404.15255, noising.
 
@@ -113,8 +115,8 @@ def node_effects(
     """
     chosen = several(nodes, Node, "nodes", '[mechvlm.Node.parse("L0.H1")]')
     once = _bound(vlm, pair, ablated)
-    todo = [Patch(*_given(vlm, once.pair, node), _RUN) for node in chosen]
-    return _lost(vlm, once, todo, progress)
+    todo = [Patch(*_gives_at(vlm, once.pair, node), _RUN) for node in chosen]
+    return _lost(vlm, once, todo, progress=progress)
 
 
 def _bound(vlm: HookedVLM, pair: Pair | Bound, ablated: RunLike | None) -> Bound:
@@ -128,14 +130,16 @@ def _lost(
     vlm: HookedVLM,
     once: Bound,
     todo: Sequence[Intervention],
+    *,
     progress: str | bool | None,
-) -> Tensor:
+) -> Float[Tensor, " intervention"]:
+    """Shares of the gap that interventions take away."""
     metric, runs = once.pair.metric, {_RUN: once.ablated}
     found = intervene(vlm, once.base, todo, runs=runs, metric=metric, progress=progress)
     return (once.clean - found.cpu()) / once.gap
 
 
-def _given(vlm: HookedVLM, pair: Pair, node: Node) -> tuple[Site, Positions]:
+def _gives_at(vlm: HookedVLM, pair: Pair, node: Node) -> tuple[Site, Positions]:
     """Where a node gives, and at which positions."""
     Shape.of(vlm.cfg).check(node)
     if not node.gives:
@@ -154,7 +158,7 @@ def _given(vlm: HookedVLM, pair: Pair, node: Node) -> tuple[Site, Positions]:
 
 def _path(vlm: HookedVLM, pair: Pair, edge: Edge) -> PathPatch:
     """The edge as a path on which everything but its ends is frozen."""
-    site, at = _given(vlm, pair, edge.sender)
+    site, at = _gives_at(vlm, pair, edge.sender)
     Shape.of(vlm.cfg).check(edge.receiver)
     to, receiver = None, Site("resid_post", vlm.cfg.n_layers - 1)
     if edge.receiver.kind == "logits":

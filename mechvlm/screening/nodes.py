@@ -48,8 +48,8 @@ def points(
     vlm: HookedVLM,
     prompt: Prompt,
     metric: Metric,
-    other: RunLike,
     *,
+    other: RunLike,
     sites: Sequence[Site],
     steps: int,
     into_mlps: range = range(0),
@@ -100,8 +100,8 @@ def site_slopes(
     vlm: HookedVLM,
     prompt: Prompt,
     other: RunLike,
-    metric: Metric,
     *,
+    metric: Metric,
     sites: Sequence[Site],
     steps: int = 1,
 ) -> tuple[float, dict[Site, Float[Tensor, "position ..."]]]:
@@ -135,12 +135,12 @@ def site_slopes(
         >>> twin = vlm.prompt("what color is it ?", scene.recolored(0, "cyan").image)
         >>> metric, z = mv.log_probability(vlm, "cyan"), mv.Site("z", 3)
         >>> other = mv.record(vlm, twin, [z])
-        >>> value, added = site_slopes(vlm, prompt, other, metric, sites=[z])
+        >>> value, added = site_slopes(vlm, prompt, other, metric=metric, sites=[z])
         >>> list(added[z].shape) == [prompt.layout.n, vlm.cfg.n_heads]
         True
     """
     value, found = 0.0, dict[Site, Tensor]()
-    for point in points(vlm, prompt, metric, other, sites=sites, steps=steps):
+    for point in points(vlm, prompt, metric, other=other, sites=sites, steps=steps):
         value = point.value
         for site in sites:
             change = changed(point.own, other, site)
@@ -172,6 +172,7 @@ def node_scores(
     Raises:
         InterventionError: There is no step.
         MetricError: The metric has no gradient, or is the same for both prompts.
+        RunError: Ablated values lack a site, or are not as long as the prompts.
 
     Paper: Syed et al. 2023, arXiv:2310.10348; with steps, Hanna et al. 2024,
     arXiv:2403.17806.
@@ -189,7 +190,12 @@ def node_scores(
     ends = ends_of(vlm, pair, ablated)
     given = pair.pair if isinstance(pair, Bound) else pair
     value, added = site_slopes(
-        vlm, given.clean, ends.ablated, given.metric, sites=giving(vlm.cfg), steps=steps
+        vlm,
+        given.clean,
+        ends.ablated,
+        metric=given.metric,
+        sites=giving(vlm.cfg),
+        steps=steps,
     )
     gap = gap_of(given.metric, value, ends.corrupted)
     shape = Shape.of(vlm.cfg)

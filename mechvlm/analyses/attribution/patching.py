@@ -11,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechvlm.axes import labelled
-from mechvlm.errors import InterventionError
 from mechvlm.interventions import Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.checking import check_all
 from mechvlm.models.hooked import HookedVLM
-from mechvlm.places import Where, layers_of, places_of, site_in
+from mechvlm.places import Where, check_direction, layers_of, places_of, site_in
 from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record
 from mechvlm.screening import site_slopes
@@ -93,10 +92,7 @@ def attribution_patching(
     """
     ends = {"clean": prompt_of(clean), "corrupted": prompt_of(corrupted)}
     check_pair(ends["clean"], ends["corrupted"])
-    if direction not in ("denoise", "noise"):
-        raise InterventionError(
-            f"direction={direction!r}: wanted 'denoise' or 'noise'."
-        )
+    check_direction(direction)
     runs, gives = ("corrupted", "clean")[:: 1 if direction == "denoise" else -1]
     chosen = layers_of(vlm, site, layers)
     places, labels = places_of(vlm, ends[runs], site, at)
@@ -104,7 +100,9 @@ def attribution_patching(
     check_all(vlm, ends[runs], patches, None)
     sites = [site_in(site, layer) for layer in chosen]
     other = record(vlm, ends[gives], [Site("embed"), *sites])
-    own, added = site_slopes(vlm, ends[runs], other, metric, sites=sites, steps=steps)
+    own, added = site_slopes(
+        vlm, ends[runs], other, metric=metric, sites=sites, steps=steps
+    )
     values = {runs: own, gives: float(metric(other.logits[None])[0])}
     units = recovery(metric, **values).units  # refuses an empty gap
     raw = own + torch.stack([_in_places(added[each], places) for each in sites])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -12,15 +13,23 @@ from jaxtyping import Float
 from mechvlm.analyses.attribution.agreement import agreement, missed
 from mechvlm.analyses.attribution.patching import PAPER
 from mechvlm.axes import Labelled, labelled
-from mechvlm.errors import ArgumentError, PairError
+from mechvlm.errors import ArgumentError
 from mechvlm.graph import Edge, Node
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.pairs import Pair
 from mechvlm.posing import ids_of
 from mechvlm.progress import bar_of
-from mechvlm.screening import edge_effects, edge_scores, node_effects, node_scores
+from mechvlm.screening import (
+    Bound,
+    bound,
+    edge_effects,
+    edge_scores,
+    node_effects,
+    node_scores,
+)
+from mechvlm.screening.bound import check_order, metrics_of, paired_up, weighed
 from mechvlm.statistics import mean_of
-from mechvlm.wanted import several
+from mechvlm.wanted import whole_number
 
 __all__ = ["Of", "screen_then_verify"]
 
@@ -45,11 +54,16 @@ def screen_then_verify(
 
     Gradients score all candidates at once, to first order. What the best of them do is
     then measured, and so is a random sample of the others: it tells what the screen
-    passes over. All means are over pairs.
+    passes over.
+
+    Over pairs, scores and effects are the sum of what is lost over the sum of all gaps:
+    a pair with a small gap, a share of which is easily large, counts as little as it
+    has to lose.
 
     Args:
         vlm: The model; no weight's `requires_grad` is touched.
-        pairs: Pairs with the same token groups.
+        pairs: Pairs with the same token groups and metrics of one unit. In each the
+            metric must be higher for the clean prompt.
         of: "edges"; "heads"; or "nodes": heads, MLPs and token groups.
         top: How many are verified, the best by the size of their score.
         audit: How many of the others are verified, drawn at random; as many as there
@@ -57,7 +71,7 @@ def screen_then_verify(
         steps: 1 scores by the gradient at the clean prompt. More take its mean over the
             middles of as many equal steps from the corrupted embeddings to the clean
             ones: better where attention is saturated, for as many times the cost.
-        seed: Of the draw.
+        seed: Of the draw; 0 or more.
         progress: None shows a progress bar in a terminal for work of over a second,
             False shows none.
 
@@ -65,11 +79,14 @@ def screen_then_verify(
         Over (candidate), the best first and then the audited: "score", the estimated
         share of the clean-corrupted gap that is lost where the candidate carries the
         corrupted prompt's value, 0 nothing and 1 all of it; "effect", the measured
-        share, with bootstrap interval "effect_low", "effect_high", nan for fewer than
-        six pairs. The coordinate "role" is "top" or "audit". Over (pair, candidate):
-        "score_each", "effect_each". `attrs`:
+        share, with its interval "effect_low", "effect_high", nan for fewer than six
+        pairs: a bootstrap over pairs of each one's share times its gap over the mean
+        gap. The coordinate "role" is "top" or "audit". Over (pair, candidate):
+        "score_each", "effect_each", shares of the pair's own gap. Over (pair): "gap",
+        the metric's clean less its corrupted value, in its own unit. `attrs`:
 
-        - candidates, verified, pairs: their numbers.
+        - metric, or metrics where pairs have several; candidates, verified, pairs:
+          their numbers.
         - agreement: of "all", "top" and "audit", the rank correlations (spearman,
           kendall) of score and effect, the same of their sizes (spearman_of_sizes), the
           share with the same sign among those that do anything (same_sign, with low,
@@ -81,9 +98,11 @@ def screen_then_verify(
           audited (largest, and whose: candidate). None where nothing was audited.
 
     Raises:
-        ArgumentError: `of` is none of the three, or a number is out of range.
-        PairError: There is no pair, or token groups are called differently.
-        MetricError: The metric has no gradient, or is the same for both prompts.
+        ArgumentError: `of` is none of the three, or a number is none or out of range.
+        PairError: There is no pair, token groups are called differently, or metrics
+            have different units.
+        MetricError: A metric has no gradient, or is no higher for the clean prompt than
+            for the corrupted one.
 
     Paper: Syed et al. 2023, arXiv:2310.10348; with steps, Hanna et al. 2024,
     arXiv:2403.17806.
@@ -99,112 +118,113 @@ def screen_then_verify(
         >>> found.sizes["candidate"], found.attrs["agreement"]["all"]["spearman"] > 0.5
         (16, True)
     """
-    given = _paired_up(pairs)
+    given = paired_up(pairs)
     ids = ids_of([pair.id for pair in given], "pair")
-    _check(of, top, audit)
-    scores = _scored(vlm, given, of, steps, progress)
-    chosen, roles = _chosen(scores, top, audit, seed)
-    each = np.stack([scores[candidate] for candidate in chosen], axis=1)
-    effects = _effects(vlm, given, ids, chosen, progress)
-    result = xr.Dataset(_arrays(each, effects, list(map(str, chosen)), ids))
-    return result.assign_coords(role=("candidate", roles)).assign_attrs(
+    if of not in get_args(Of):
+        raise ArgumentError(f"of={of!r}: wanted {', '.join(get_args(Of))}.")
+    top, audit = whole_number(top, 1, "top"), whole_number(audit, 0, "audit")
+    steps, seed = whole_number(steps, 1, "steps"), whole_number(seed, 0, "seed")
+    named = dict(zip(ids, given, strict=True))
+    screen = _screened(vlm, named, of, steps=steps, progress=progress)
+    at, roles = _chosen(len(screen.candidates), top, audit, seed=seed)
+    chosen = [screen.candidates[place] for place in at]
+    labels = list(map(str, chosen))
+    effects = _effects(vlm, named, chosen, progress=progress)
+    arrays = _arrays(
+        screen.scores[:, at], effects, screen.gaps, pair=ids, candidate=labels
+    )
+    units = given[0].metric.units
+    arrays["gap"] = labelled(
+        screen.gaps, name="gap", units=units, paper=PAPER, attrs=None, pair=ids
+    )
+    score, effect = arrays["score"].values, arrays["effect"].values
+    result = xr.Dataset(arrays).assign_coords(role=("candidate", roles))
+    return result.assign_attrs(
         paper=PAPER,
         model=vlm.cfg.model_name,
-        metrics=sorted({pair.metric.name for pair in given}),
+        **metrics_of(given),
         of=of,
         steps=steps,
         seed=seed,
         pairs=len(given),
-        candidates=len(scores),
+        candidates=len(screen.candidates),
         verified=len(chosen),
         layer_convention="L2: what layer 2 computes, from h[2] to h[3]",
-        agreement=agreement(each.mean(axis=0), effects.mean(axis=0), roles),
-        missed=missed(effects.mean(axis=0), list(map(str, chosen)), roles, len(scores)),
+        agreement=agreement(score, effect, roles),
+        missed=missed(effect, labels, roles, len(screen.candidates)),
     )
 
 
-def _paired_up(pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs whose candidates are the same."""
-    given = several(pairs, Pair, "pairs", "[mechvlm.bind(vlm, picture_pair), ...]")
-    if not given:
-        raise PairError("no pair is given, so there is nothing to score.")
-    kinds = [_kinds_of(pair) for pair in given]
-    for kind in kinds[1:]:
-        if kind != kinds[0]:
-            raise PairError(
-                f"one pair has the token groups {sorted(kinds[0])} and another"
-                f" {sorted(kind)} (true: with the last position): their scores cannot"
-                " be averaged. Name groups alike in all pairs."
-            )
-    return given
+@dataclass(frozen=True, eq=False)
+class _Screen:
+    """What gradients say of every candidate, the best first.
+
+    Attributes:
+        candidates: What was scored.
+        scores: Shares of each pair's own gap.
+        gaps: The gaps, all above 0.
+    """
+
+    candidates: list[Candidate]
+    scores: Float[np.ndarray, "pair candidate"]
+    gaps: Float[np.ndarray, " pair"]
 
 
-def _kinds_of(pair: Pair) -> dict[str, bool]:
-    """Token groups, and whether they have the last position: an edge to the logits."""
-    last = pair.clean.layout.last
-    return {group: last in at for group, at in pair.groups.items()}
-
-
-def _check(of: str, top: int, audit: int) -> None:
-    if of not in get_args(Of):
-        raise ArgumentError(f"of={of!r}: wanted {', '.join(get_args(Of))}.")
-    if top < 1 or audit < 0:
-        raise ArgumentError(
-            f"top={top}, audit={audit}: wanted at least 1 to verify, and 0 or more to"
-            " audit."
-        )
-
-
-Scores: TypeAlias = dict[Candidate, Float[np.ndarray, " pair"]]
-
-
-def _scored(
-    vlm: HookedVLM, pairs: Sequence[Pair], of: Of, steps: int, progress: bool | None
-) -> Scores:
-    """Every candidate's score in each pair, the largest mean first."""
-    rows = []
+def _screened(
+    vlm: HookedVLM,
+    pairs: Mapping[str, Pair],
+    of: Of,
+    *,
+    steps: int,
+    progress: bool | None,
+) -> _Screen:
+    """Every candidate's score in each pair."""
+    rows: list[dict[Candidate, float]] = []
+    each = []
     with bar_of(len(pairs), progress is not False and "screening") as bar:
-        for pair in pairs:
-            rows.append(dict(_of_pair(vlm, pair, of, steps)))
+        for name, pair in pairs.items():
+            once = bound(vlm, pair)
+            ends = {"clean": once.clean, "corrupted": once.corrupted}
+            each.append(check_order(name, pair.metric, **ends))
+            rows.append(dict(_of_pair(vlm, once, of, steps=steps)))
             bar.update()
-    found = {one: np.array([row[one] for row in rows]) for one in rows[0]}
-    order = sorted(found, key=lambda one: (-abs(found[one].mean()), str(one)))
-    return {one: found[one] for one in order}
+    found, gaps = list(rows[0]), np.array(each)
+    scores = np.array([[row[one] for one in found] for row in rows])
+    means = weighed(scores, gaps).mean(axis=0)
+    order = sorted(range(len(found)), key=lambda i: (-abs(means[i]), str(found[i])))
+    return _Screen([found[i] for i in order], scores[:, order], gaps)
 
 
 def _of_pair(
-    vlm: HookedVLM, pair: Pair, of: Of, steps: int
+    vlm: HookedVLM, once: Bound, of: Of, *, steps: int
 ) -> Sequence[tuple[Candidate, float]]:
     if of == "edges":
-        return edge_scores(vlm, pair, steps=steps).ranked()
-    ranked = node_scores(vlm, pair, steps=steps).ranked()
+        return edge_scores(vlm, once, steps=steps).ranked()
+    ranked = node_scores(vlm, once, steps=steps).ranked()
     return [each for each in ranked if of == "nodes" or each[0].kind == "head"]
 
 
-def _chosen(
-    scores: Scores, top: int, audit: int, seed: int
-) -> tuple[list[Candidate], list[str]]:
-    """The best candidates, and some of the rest; and what each is there for."""
-    ranked = list(scores)
-    best, rest = ranked[:top], ranked[top:]
-    n = min(audit, len(rest))
-    drawn = np.random.default_rng(seed).choice(len(rest), n, replace=False)
+def _chosen(n: int, top: int, audit: int, *, seed: int) -> tuple[list[int], list[str]]:
+    """Places of the best of n, and of some of the rest; and what each is there for."""
+    best, rest = range(min(top, n)), range(min(top, n), n)
+    size = min(audit, len(rest))
+    drawn = np.random.default_rng(seed).choice(len(rest), size, replace=False)
     audited = [rest[i] for i in sorted(drawn)]
     return [*best, *audited], ["top"] * len(best) + ["audit"] * len(audited)
 
 
 def _effects(
     vlm: HookedVLM,
-    pairs: Sequence[Pair],
-    ids: Sequence[str],
+    pairs: Mapping[str, Pair],
     chosen: Sequence[Candidate],
+    *,
     progress: bool | None,
 ) -> Float[np.ndarray, "pair candidate"]:
     """What each candidate does in each pair, exactly."""
     edges = [each for each in chosen if isinstance(each, Edge)]
     nodes = [each for each in chosen if isinstance(each, Node)]
     rows = []
-    for pair, name in zip(pairs, ids, strict=True):
+    for name, pair in pairs.items():
         shown = progress is not False and f"verifying {name}"
         found = (
             edge_effects(vlm, pair, edges, progress=shown)
@@ -218,15 +238,14 @@ def _effects(
 def _arrays(
     scores: Float[np.ndarray, "pair candidate"],
     effects: Float[np.ndarray, "pair candidate"],
-    labels: Sequence[str],
-    ids: Sequence[str],
+    gaps: Float[np.ndarray, " pair"],
+    **both: Sequence[str],
 ) -> dict[str, Labelled]:
-    """Values of each pair, and their means with the effects' intervals."""
-    spread = np.array([mean_of(column)[:3] for column in effects.T])
-    both: dict[str, Sequence[str]] = {"pair": ids, "candidate": labels}
-    alone: dict[str, Sequence[str]] = {"candidate": labels}
+    """Shares of each pair, and those of all gaps together with effects' intervals."""
+    spread = np.array([mean_of(column)[:3] for column in weighed(effects, gaps).T])
+    alone = {"candidate": both["candidate"]}
     found = {
-        "score": (scores.mean(axis=0), alone),
+        "score": (weighed(scores, gaps).mean(axis=0), alone),
         "effect": (spread[:, 0], alone),
         "effect_low": (spread[:, 1], alone),
         "effect_high": (spread[:, 2], alone),

@@ -1,8 +1,9 @@
-"""Finding a circuit: edges screened by gradient, verified exactly, taken greedily."""
+"""Finding a circuit: edges screened by gradient, measured exactly, taken greedily."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,19 +13,24 @@ from mechvlm.analyses.circuits.cases import (
     cases,
     check_circuit,
     described,
-    paired_up,
+    exists,
+    live,
+    settled,
+    weighed,
 )
 from mechvlm.errors import CircuitError
-from mechvlm.graph import LOGITS, Circuit, Edge, Shape
+from mechvlm.graph import Circuit, Edge, Shape
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.pairs import Pair
 from mechvlm.screening import EdgeScores, edge_effects, edge_scores
+from mechvlm.screening.bound import paired_up
 from mechvlm.subgraph import Wiring
+from mechvlm.wanted import one, whole_number
 
 __all__ = ["discover"]
 
 _THRESHOLD = 0.02
-"""Least effect of an edge where nothing else limits the circuit."""
+"""Least effect of an edge where no size limits the circuit."""
 
 
 def discover(
@@ -43,9 +49,9 @@ def discover(
 
     Every edge is scored by gradient, and what the best of them do is then measured: the
     clean prompt is run with the sender's ablated value on that edge alone. The edges
-    are taken in the order of what they do, until one does less than `threshold` or
-    there are `size` of them. What then lies on no way from tokens to the logits is left
-    out.
+    are taken in the order of what they do, as long as it is more than `threshold`; of
+    what is taken, the edges on a way from tokens to the logits are the circuit. With
+    `size`, as many are taken as leave a circuit of that size or less.
 
     Edges are measured one at a time, so that of two that can stand in for each other
     neither shows: see `faithfulness` for what the circuit explains after all. Where a
@@ -54,32 +60,38 @@ def discover(
 
     Args:
         vlm: The model.
-        pairs: Pairs with the same token groups; what an edge does is averaged over
-            them.
-        threshold: Least size of an edge's effect, a fraction of the gap between clean
-            and ablated; None takes 0.02, or 0 where `size` is given.
+        pairs: Pairs with the same token groups. What an edge does is summed over them,
+            and is a fraction of the sum of their gaps.
+        threshold: What an edge must do more than: a fraction of the gap between clean
+            and ablated. None takes 0.02, or 0 where `size` is given.
         size: Most edges.
-        within: A circuit to look in: all else is ablated, and what an edge does is what
-            the circuit loses without it. None looks in the whole model.
+        within: A circuit to look in: all else is ablated, all of its edges are
+            measured, and what an edge does is what this circuit loses without it. None
+            looks in the whole model.
         ablation: What stands for an ablated sender: its value in the corrupted run
             ("counterfactual"), its mean over all prompts of the pairs, which must then
             be of one layout, "zero", or a run such as `mean_run` makes.
-        top: How many edges are measured, the best by their score; None measures all.
+        top: How many edges of the whole model are measured, the best by their score;
+            None measures all. A circuit to look `within` may have no more.
         steps: Places between corrupted and clean embeddings at which the gradient is
             taken: 1 takes it at the clean ones (EAP), more are EAP-IG.
         progress: None shows a progress bar in a terminal for work of over a second,
             False shows none.
 
     Returns:
-        A circuit. Its `effects` say what each edge does alone, averaged over pairs: 1
-        is the whole gap, 0 nothing, below 0 an edge that holds the answer back.
+        A circuit. Its `effects` say what each edge does: 1 is the whole gap, 0 nothing,
+        below 0 an edge that holds the answer back.
 
     Raises:
-        CircuitError: No edge is left, `size`, `top` or `threshold` leave none to be
-            found, or `within` is another model's.
+        ArgumentError: An argument is of another kind, or a number below its least.
+        CircuitError: No edge is left, or `within` is another model's or too large.
         EngineError: The model has hooks of its own.
-        PairError: The pairs' token groups, or for "mean" their layouts, differ.
-        MetricError: A pair's metric is the same clean and ablated, or has no gradient.
+        InterventionError: No ablation has this name.
+        PairError: There is no pair, their token groups or metrics' units differ, or for
+            "mean" their layouts.
+        MetricError: A pair's metric is not larger in the model than with all ablated,
+            or has no gradient.
+        RunError: A given run does not fit a prompt.
 
     Paper: Wang et al. 2022, arXiv:2211.00593; screening as in Syed et al. 2023,
     arXiv:2310.10348, and Hanna et al. 2024, arXiv:2403.17806.
@@ -93,99 +105,139 @@ def discover(
         >>> len(circuit) <= 40, str(circuit.nodes[-1])
         (True, 'logits')
     """
-    least = _least(threshold, size, top)
     given = paired_up(pairs)
-    shape = Shape.of(vlm.cfg)
+    least = _checked(threshold, size, top, steps)
+    own = settled(vlm, given, ablation)
     shown = False if progress is False else "circuit"
+    ready = cases(vlm, given, own, shown)
     if within is not None:
-        every = check_circuit(vlm, within, "within").edges
-    elif top is not None:
-        ready = cases(vlm, given, ablation, shown)
-        every = _screened(vlm, ready, steps, top)
+        area = live(check_circuit(vlm, within, "within"), given, "within")
+        effects = _measured_within(vlm, ready, _within(area, top, steps))
     else:
-        every = Circuit.whole(shape, given[0].groups).edges
-    every = tuple(edge for edge in every if _exists(edge, given))
-    ready = cases(vlm, given, ablation, shown)
-    effects = (
-        _measured(vlm, ready, every)
-        if within is None
-        else _measured_within(vlm, ready, within, every)
-    )
-    ranked = sorted(effects, key=lambda edge: -abs(effects[edge]))[:size]
-    taken = [edge for edge in ranked if abs(effects[edge]) > least]
+        every = _candidates(vlm, given, own, top, steps, shown)
+        effects = _measured(vlm, ready, every)
     about: dict[str, object] = {
         **described(vlm, given, ablation),
-        "measured": len(every),
+        "measured": len(effects),
         "threshold": least,
-        "size": size or "any",
+        "size": "any" if size is None else size,
+        "looked_in": "the whole model" if within is None else "a circuit",
     }
-    kept = {str(edge): effects[edge] for edge in taken}
-    found = Circuit(tuple(taken), shape, vlm.cfg.model_name, kept, about).connected()
-    if not found.edges:
-        best = f"{ranked[0]} does {effects[ranked[0]]:.3g} of the gap"
-        raise CircuitError(
-            f"no circuit is left of the {len(every)} edges that were measured: {best},"
-            f" and of the {len(taken)} that were taken none lies on a way from tokens"
-            " to logits. Take a lower threshold, or more edges."
-        )
-    return found
+    found = _grown(effects, Shape.of(vlm.cfg), least, size)
+    return replace(found, model=vlm.cfg.model_name, about=about)
 
 
-def _exists(edge: Edge, pairs: Sequence[Pair]) -> bool:
-    """Whether an edge joins positions: the logits are of the last one alone."""
-    if edge.sender.kind != "tokens" or edge.receiver != LOGITS:
-        return True
-    return all(p.clean.layout.last in p.groups[edge.sender.group] for p in pairs)
-
-
-def _least(threshold: int | float | None, size: int | None, top: int | None) -> float:
-    """Least effect of an edge, once all limits are found to make sense."""
-    for name, limit in {"size": size, "top": top}.items():
-        if limit is not None and limit < 1:
-            raise CircuitError(
-                f"{name}={limit}: wanted 1 or more, or None for no limit."
-            )
+def _checked(
+    threshold: int | float | None, size: int | None, top: int | None, steps: int
+) -> float:
+    """What an edge must do more than, once all limits are found to make sense."""
+    for name, limit in {"size": size, "top": top, "steps": steps}.items():
+        if limit is not None or name == "steps":
+            whole_number(limit, 1, name)
     if threshold is None:
         return _THRESHOLD if size is None else 0.0
+    one(threshold, (int, float), "threshold", "threshold=0.02")
     if not threshold >= 0:
         raise CircuitError(
-            f"threshold={threshold}: wanted the least size of an edge's effect, a"
-            " fraction of the gap, 0 or more."
+            f"threshold={threshold}: wanted what an edge must do more than, a fraction"
+            " of the gap, 0 or more."
         )
     return float(threshold)
 
 
-def _screened(
-    vlm: HookedVLM, ready: Iterable[Case], steps: int, top: int
+def _within(area: Circuit, top: int | None, steps: int) -> Circuit:
+    """A circuit to look in, small enough to measure all its edges."""
+    if steps != 1:
+        raise CircuitError(
+            f"steps={steps}: edges within a circuit are all measured, and none is"
+            " scored by gradient. Leave steps out."
+        )
+    if top is not None and len(area) > top:
+        raise CircuitError(
+            f"the circuit to look within has {len(area)} edges, and top={top} are to be"
+            " measured. Give top=None, or look within fewer heads."
+        )
+    return area
+
+
+def _candidates(
+    vlm: HookedVLM,
+    pairs: Sequence[Pair],
+    ablation: Ablation,
+    top: int | None,
+    steps: int,
+    shown: str | bool,
 ) -> tuple[Edge, ...]:
-    """The edges with the largest scores, averaged over pairs."""
-    each = [
-        (edge_scores(vlm, case.bound, steps=steps), case.bound.gap / case.gap)
-        for case in ready
-    ]
-    first = each[0][0]
-    total = torch.stack([scores.values * scale for scores, scale in each]).mean(dim=0)
-    ranked = EdgeScores(first.senders, first.receivers, total).ranked(top)
-    return tuple(edge for edge, _ in ranked)
+    """The edges that are measured: all, or those with the largest scores over pairs."""
+    if top is None:
+        every = Circuit.whole(Shape.of(vlm.cfg), pairs[0].groups).edges
+        return tuple(edge for edge in every if exists(edge, pairs))
+    total: torch.Tensor | float = 0.0
+    for case in cases(vlm, pairs, ablation, shown):
+        scores = edge_scores(vlm, case.bound, steps=steps)
+        total = total + scores.values.double() * case.bound.gap
+    summed = EdgeScores(scores.senders, scores.receivers, torch.as_tensor(total))
+    return tuple(edge for edge, _ in summed.ranked(top))
 
 
 def _measured(
     vlm: HookedVLM, ready: Iterable[Case], edges: Sequence[Edge]
 ) -> dict[Edge, float]:
     """What each edge does alone: share of the gap lost without it, over pairs."""
-    each = [
-        edge_effects(vlm, case.bound, edges).double().cpu() * case.bound.gap / case.gap
-        for case in ready
-    ]
-    return dict(zip(edges, torch.stack(each).mean(dim=0).tolist(), strict=True))
+    lost, gaps = [], []
+    for case in ready:
+        share = edge_effects(vlm, case.bound, edges).double().cpu()
+        lost.append(share * case.bound.gap)
+        gaps.append(case.gap)
+    return dict(zip(edges, weighed(lost, gaps).tolist(), strict=True))
 
 
 def _measured_within(
-    vlm: HookedVLM, ready: Iterable[Case], area: Circuit, edges: Sequence[Edge]
+    vlm: HookedVLM, ready: Iterable[Case], area: Circuit
 ) -> dict[Edge, float]:
-    """What a circuit loses without each edge, over pairs."""
-    less = (Wiring.along(set(area.edges) - {edge}) for edge in edges)
-    wirings = [Wiring.of(area), *less]
-    each = [case.shares(vlm, wirings) for case in ready]
-    whole, *without = torch.stack(each).double().mean(dim=0).tolist()
-    return {edge: whole - x for edge, x in zip(edges, without, strict=True)}
+    """What a circuit loses without each of its edges, over pairs."""
+    whole = Wiring.of(area)
+    kept, gaps = [], []
+    for case in ready:
+        less = (whole.less_edge(edge) for edge in area.edges)
+        all_of_it = case.kept(vlm, [whole])
+        kept.append(all_of_it - case.kept(vlm, less))
+        gaps.append(case.gap)
+    return dict(zip(area.edges, weighed(kept, gaps).tolist(), strict=True))
+
+
+def _grown(
+    effects: Mapping[Edge, float], shape: Shape, least: float, size: int | None
+) -> Circuit:
+    """The circuit of the edges that do most, as many as the limits allow.
+
+    Raises:
+        CircuitError: They leave none.
+    """
+    ranked = sorted(effects, key=lambda edge: -abs(effects[edge]))
+    taken = [edge for edge in ranked if abs(effects[edge]) > least]
+    named = {str(edge): effect for edge, effect in effects.items()}
+
+    def of_first(n: int) -> Circuit:
+        return Circuit(tuple(taken[:n]), shape, effects=named).connected()
+
+    most = len(taken)
+    if size is not None and len(of_first(most)) > size:
+        # One edge more never leaves a smaller circuit.
+        low, high = 0, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (middle, high) if len(of_first(middle)) <= size else (low, middle)
+            )
+        most = low
+    found = of_first(most)
+    if not found.edges:
+        best = f"{ranked[0]} does {effects[ranked[0]]:.3g} of the gap"
+        raise CircuitError(
+            f"no circuit is left of the {len(effects)} edges that were measured:"
+            f" {best}, {len(taken)} do more than {least:g}, and those that"
+            f" size={size} allows make no way from tokens to logits. Take a lower"
+            " threshold or a larger size."
+        )
+    return found

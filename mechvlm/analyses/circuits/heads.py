@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechvlm.ablating import Ablation
-from mechvlm.analyses.circuits.cases import Case, cases, described, paired_up
+from mechvlm.analyses.circuits.cases import (
+    Case,
+    cases,
+    described,
+    live,
+    settled,
+    weighed,
+)
 from mechvlm.errors import CircuitError
 from mechvlm.graph import Circuit, Node, Shape
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.pairs import Pair
 from mechvlm.screening import node_scores
+from mechvlm.screening.bound import paired_up
 from mechvlm.subgraph import Wiring
+from mechvlm.wanted import whole_number
 
 __all__ = ["discover_heads"]
 
@@ -37,8 +45,8 @@ def discover_heads(
 
     Args:
         vlm: The model.
-        pairs: Pairs with the same token groups; what a circuit explains is averaged
-            over them.
+        pairs: Pairs with the same token groups; what a circuit keeps is summed over
+            them.
         n: Heads to choose.
         ablation: What stands for an ablated sender; see `discover`.
         top: Heads to choose from, the best by gradient; None takes all.
@@ -51,10 +59,9 @@ def discover_heads(
         circuit then: a fraction of the gap, see `faithfulness`.
 
     Raises:
-        CircuitError: `n` is no number of heads to choose from.
-        EngineError: The model has hooks of its own.
-        PairError: The pairs' token groups, or for "mean" their layouts, differ.
-        MetricError: A pair's metric is the same clean and ablated, or has no gradient.
+        ArgumentError: `n` or `top` is no whole number of 1 or more.
+        CircuitError: There are fewer than `n` heads to choose from.
+        EngineError, InterventionError, MetricError, PairError, RunError: As `discover`.
 
     Paper: greedy choice of nodes as in the search for minimal circuits of Wang et al.
     2022, arXiv:2211.00593.
@@ -69,28 +76,29 @@ def discover_heads(
     """
     given = paired_up(pairs)
     shape = Shape.of(vlm.cfg)
-    most = len(shape.heads) if top is None else min(top, len(shape.heads))
-    if not 1 <= n <= most:
-        raise CircuitError(
-            f"n={n}: wanted 1 to {most} heads, which are to choose from."
-        )
+    own = settled(vlm, given, ablation)
     shown = False if progress is False else "heads"
     left = list(shape.heads)
-    if most < len(left):
-        left = _screened(vlm, cases(vlm, given, ablation, shown), shape)[:most]
+    if top is not None and whole_number(top, 1, "top") < len(left):
+        left = _screened(vlm, cases(vlm, given, own, shown), shape)[:top]
+    if whole_number(n, 1, "n") > len(left):
+        raise CircuitError(
+            f"n={n}: there are {len(left)} heads to choose from. Raise top, or choose"
+            " fewer."
+        )
     fixed = [*map(Node.tokens, given[0].groups), *shape.mlps]
     chosen: list[Node] = []
     gains: list[tuple[str, float]] = []
     for _ in range(n):
         several = [[*fixed, *chosen, head] for head in left]
-        kept = _kept(vlm, cases(vlm, given, ablation, shown), several, shape)
+        kept = _kept(vlm, cases(vlm, given, own, shown), several, shape)
         best = int(kept.argmax())
         gains.append((str(left[best]), float(kept[best])))
         chosen.append(left.pop(best))
     about = {**described(vlm, given, ablation), "gains": gains}
-    return Circuit.among(
-        [*fixed, *chosen], shape, model=vlm.cfg.model_name, about=about
-    )
+    name = vlm.cfg.model_name
+    found = Circuit.among([*fixed, *chosen], shape, model=name, about=about)
+    return live(found, given)
 
 
 def _kept(
@@ -101,13 +109,17 @@ def _kept(
 ) -> Float[Tensor, " circuit"]:
     """What circuits of some nodes keep of the gap, over pairs."""
     wirings = [Wiring.of(Circuit.among(nodes, shape)) for nodes in several]
-    return torch.stack([case.shares(vlm, wirings) for case in ready]).mean(dim=0)
+    kept, gaps = [], []
+    for case in ready:
+        kept.append(case.kept(vlm, wirings))
+        gaps.append(case.gap)
+    return weighed(kept, gaps)
 
 
 def _screened(vlm: HookedVLM, ready: Iterable[Case], shape: Shape) -> list[Node]:
-    """Heads by the size of their scores, the largest first."""
+    """Heads by the size of their scores over pairs, the largest first."""
     scores: dict[Node, float] = defaultdict(float)
     for case in ready:
         for node, score in node_scores(vlm, case.bound).ranked():
-            scores[node] += score * case.bound.gap / case.gap
+            scores[node] += score * case.bound.gap
     return sorted(shape.heads, key=lambda head: -abs(scores[head]))

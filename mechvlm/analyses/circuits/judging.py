@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -14,15 +15,19 @@ from mechvlm.analyses.circuits.cases import (
     check_circuit,
     column,
     described,
+    exists,
+    kept_by,
+    live,
     named,
-    paired_up,
     spread,
 )
 from mechvlm.errors import CircuitError
 from mechvlm.graph import Circuit
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.pairs import Pair
+from mechvlm.screening.bound import paired_up
 from mechvlm.subgraph import Wiring
+from mechvlm.wanted import mapping_to, whole_number
 
 __all__ = ["faithfulness", "random_baseline"]
 
@@ -51,16 +56,16 @@ def faithfulness(
     Returns:
         Dataset over (circuit): "faithfulness" of the circuit alone and "without", that
         of all the rest, each a fraction of the gap between the whole model (1) and
-        everything ablated (0), averaged over pairs, with "_low" and "_high" ends of an
-        interval; "faithfulness_each" and "without_each" over (circuit, pair); "edges",
-        "heads" and "share of heads" of each circuit; "clean" and "empty" over (pair),
-        the metric at both ends of the gap.
+        everything ablated (0): what is kept over all pairs, by all that there is to
+        keep, with "_low" and "_high" ends of an interval; "faithfulness_each" and
+        "without_each" over (circuit, pair); "edges", "heads" and "share of heads" of
+        each circuit, edges that can carry nothing in these prompts left out; "clean"
+        and "empty" over (pair), the metric at both ends of the gap.
 
     Raises:
-        CircuitError: A circuit is empty, or another model's.
-        PairError: The pairs' token groups, or for "mean" their layouts, differ.
-        MetricError: A pair's metric is the same clean and ablated.
-        EngineError: The model has hooks of its own.
+        ArgumentError: Something is no circuit or no pair.
+        CircuitError: A circuit is empty, another model's, or of other token groups.
+        EngineError, InterventionError, MetricError, PairError, RunError: As `discover`.
 
     Paper: faithfulness as in Wang et al. 2022, arXiv:2211.00593; by edges as in Hanna
     et al. 2024, arXiv:2403.17806.
@@ -74,19 +79,23 @@ def faithfulness(
         >>> [round(float(found[name][0]), 3) for name in ("faithfulness", "without")]
         [1.0, 0.0]
     """
-    given = circuits if isinstance(circuits, Mapping) else {"circuit": circuits}
-    several = {name: check_circuit(vlm, each, name) for name, each in given.items()}
+    fix = '{"found": mechvlm.discover(vlm, pairs)}'
+    given = (
+        {"circuit": circuits}
+        if isinstance(circuits, Circuit)
+        else mapping_to(circuits, Circuit, "circuits", fix)
+    )
+    asked = paired_up(pairs)
+    several = {
+        name: live(check_circuit(vlm, each, name), asked, name)
+        for name, each in given.items()
+    }
     if not several:
         raise CircuitError("no circuit is given, so there is nothing to judge.")
-    asked = paired_up(pairs)
     around = [Wiring.around(each, tuple(asked[0].groups)) for each in several.values()]
     wirings = [*map(Wiring.of, several.values()), *around]
     shown = False if progress is False else "faithfulness"
-    shares, ends = [], []
-    for case in cases(vlm, asked, ablation, shown):
-        shares.append(case.shares(vlm, wirings).numpy())
-        ends.append((case.bound.clean, case.empty))
-    table = np.array(shares).T
+    table, gaps, clean = kept_by(vlm, cases(vlm, asked, ablation, shown), wirings)
     alone, without = table[: len(several)], table[len(several) :]
     name = {"circuit": list(several)}
     pair = {"pair": named(asked)}
@@ -96,17 +105,16 @@ def faithfulness(
         "heads": [len(each.of_kind("head")) for each in several.values()],
         "share of heads": [each.share_of_heads for each in several.values()],
     }
-    clean, empty = np.array(ends).T
     return xr.Dataset(
         {
-            **spread(alone, "faithfulness", asked, **name),
-            **spread(without, "without", asked, **name),
+            **spread(alone, gaps, "faithfulness", asked, **name),
+            **spread(without, gaps, "without", asked, **name),
             **{
                 what: column(what, values, what, **name)
                 for what, values in counts.items()
             },
             "clean": column("clean", clean, units, **pair),
-            "empty": column("empty", empty, units, **pair),
+            "empty": column("empty", clean - gaps, units, **pair),
         },
         attrs=described(vlm, asked, ablation),
     )
@@ -118,14 +126,15 @@ def random_baseline(
     circuit: Circuit,
     *,
     n: int = 100,
+    nodes: Literal["random", "same"] = "random",
     ablation: Ablation = "counterfactual",
     seed: int = 0,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """How much random circuits of the same size explain.
 
-    A random circuit has as many heads and MLPs as the circuit, drawn at random, its
-    token groups, and as many edges, drawn among those that lie on a way from tokens to
+    A random circuit has the circuit's token groups, as many heads and MLPs, drawn at
+    random, and at least as many edges, drawn until as many lie on ways from tokens to
     the logits; where its nodes have fewer, all of them.
 
     Args:
@@ -133,22 +142,24 @@ def random_baseline(
         pairs: Pairs to judge by.
         circuit: The circuit.
         n: Random circuits.
+        nodes: Whether heads and MLPs are drawn too ("random"), or the circuit's own are
+            kept and only their edges are drawn ("same").
         ablation: What stands for an ablated sender; see `discover`.
         seed: Of the drawing.
         progress: None shows a progress bar in a terminal for work of over a second,
             False shows none.
 
     Returns:
-        Dataset over (draw): "faithfulness" of each random circuit, averaged over pairs,
-        and its "edges". `attrs` hold "circuit", the faithfulness of the circuit itself,
+        Dataset over (draw): "faithfulness" of each random circuit over all pairs, and
+        its "edges". `attrs` hold "circuit", the faithfulness of the circuit itself,
         "beaten", the share of random circuits below it, and "p", the chance of doing as
         well at random: (1 + random circuits that reach it) / (1 + n).
 
     Raises:
-        CircuitError: The circuit is empty or another model's, or `n` is below 1.
-        PairError: The pairs' token groups, or for "mean" their layouts, differ.
-        MetricError: A pair's metric is the same clean and ablated.
-        EngineError: The model has hooks of its own.
+        ArgumentError: `n` or `seed` is no whole number, or below 1 or 0.
+        CircuitError: The circuit is empty, another model's, of other token groups, or
+            has no way from tokens to the logits.
+        EngineError, InterventionError, MetricError, PairError, RunError: As `discover`.
 
     Paper: random circuits of one size as in Wang et al. 2022, arXiv:2211.00593.
 
@@ -162,19 +173,24 @@ def random_baseline(
         >>> found.sizes["draw"], 0 < found.attrs["p"] <= 1
         (3, True)
     """
-    check_circuit(vlm, circuit)
-    if n < 1:
-        raise CircuitError(f"n={n}: wanted at least one random circuit.")
     asked = paired_up(pairs)
-    rng = np.random.default_rng(seed)
-    drawn = [_random(circuit, rng) for _ in range(n)]
-    wirings = [Wiring.of(each) for each in (circuit, *drawn)]
+    own = live(check_circuit(vlm, circuit), asked)
+    whole_number(n, 1, "n")
+    rng = np.random.default_rng(whole_number(seed, 0, "seed"))
+    if nodes not in ("random", "same"):
+        raise CircuitError(f"nodes={nodes!r}: wanted 'random' or 'same'.")
+    if not own.connected().edges:
+        raise CircuitError(
+            "the circuit has no way from tokens to the logits, so that it does nothing,"
+            " and random circuits of its size need not do more. Are the token groups'"
+            " edges in it?"
+        )
+    drawn = [_random(own, asked, nodes, rng) for _ in range(n)]
+    wirings = [Wiring.of(each) for each in (own, *drawn)]
     shown = False if progress is False else "random circuits"
-    shares = [
-        case.shares(vlm, wirings).numpy() for case in cases(vlm, asked, ablation, shown)
-    ]
-    ours, *theirs = np.mean(shares, axis=0).tolist()
-    reached = sum(each >= ours for each in theirs)
+    table, gaps, _ = kept_by(vlm, cases(vlm, asked, ablation, shown), wirings)
+    ours, *theirs = (table.sum(axis=1) / gaps.sum()).tolist()
+    reached = sum(each >= ours - _ROUNDING for each in theirs)
     return xr.Dataset(
         {
             "faithfulness": column("faithfulness", theirs, UNITS, draw=range(n)),
@@ -183,6 +199,8 @@ def random_baseline(
         attrs={
             **described(vlm, asked, ablation),
             "circuit": ours,
+            "circuit_edges": len(own),
+            "nodes": nodes,
             "beaten": 1 - reached / n,
             "p": (1 + reached) / (1 + n),
             "seed": seed,
@@ -190,15 +208,40 @@ def random_baseline(
     )
 
 
-def _random(circuit: Circuit, rng: np.random.Generator) -> Circuit:
-    """A circuit of as many nodes of each kind and as many edges, if there are."""
+_ROUNDING = 1e-6
+"""Two circuits that keep as much to within this keep the same."""
+
+
+def _random(
+    circuit: Circuit,
+    pairs: Sequence[Pair],
+    nodes: Literal["random", "same"],
+    rng: np.random.Generator,
+) -> Circuit:
+    """A circuit of as many nodes of each kind and as many edges, if there are.
+
+    Edges are taken in random order until as many lie on ways from tokens to logits.
+    """
     shape = circuit.shape
-    nodes = [*circuit.of_kind("tokens")]
-    for ours, every in (
-        (circuit.of_kind("head"), shape.heads),
-        (circuit.of_kind("mlp"), shape.mlps),
-    ):
-        nodes += [every[i] for i in rng.choice(len(every), len(ours), replace=False)]
-    edges = Circuit.among(nodes, shape).connected().edges
-    chosen = rng.permutation(len(edges))[: len(circuit)]
-    return Circuit(tuple(edges[i] for i in chosen), shape, circuit.model)
+    chosen = list(circuit.nodes)
+    if nodes == "random":
+        chosen = [*circuit.of_kind("tokens")]
+        for ours, every in (
+            (circuit.of_kind("head"), shape.heads),
+            (circuit.of_kind("mlp"), shape.mlps),
+        ):
+            drawn = rng.choice(len(every), len(ours), replace=False)
+            chosen += [every[i] for i in drawn]
+    edges = [e for e in Circuit.among(chosen, shape).edges if exists(e, pairs)]
+    order = [edges[i] for i in rng.permutation(len(edges))]
+
+    def of_first(most: int) -> Circuit:
+        return Circuit(tuple(order[:most]), shape, circuit.model).connected()
+
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (
+            (low, middle) if len(of_first(middle)) >= len(circuit) else (middle, high)
+        )
+    return of_first(high)

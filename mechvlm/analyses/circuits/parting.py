@@ -13,14 +13,17 @@ from mechvlm.analyses.circuits.cases import (
     cases,
     check_circuit,
     described,
-    paired_up,
+    kept_by,
+    live,
     spread,
 )
 from mechvlm.errors import CircuitError
-from mechvlm.graph import Circuit, Edge, Node
+from mechvlm.graph import Circuit, Node
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.pairs import Pair
+from mechvlm.screening.bound import paired_up
 from mechvlm.subgraph import Wiring
+from mechvlm.wanted import whole_number
 
 __all__ = ["completeness", "minimality"]
 
@@ -54,15 +57,15 @@ def completeness(
     Returns:
         Dataset over (set), whose label names the nodes that are taken away: "circuit"
         and "model", what each keeps without them, and "difference", model less circuit,
-        each a fraction of the gap (see `faithfulness`), averaged over pairs, with
+        each a fraction of the gap over all pairs (see `faithfulness`), with
         "_low", "_high" and "_each" over (set, pair). A complete circuit differs by 0
         everywhere; `attrs["incompleteness"]` is the mean size of the difference.
 
     Raises:
-        CircuitError: The circuit is empty, another model's, or has no head or MLP.
-        PairError: The pairs' token groups, or for "mean" their layouts, differ.
-        MetricError: A pair's metric is the same clean and ablated.
-        EngineError: The model has hooks of its own.
+        ArgumentError: `n_sets` or `seed` is no whole number of 0 or more.
+        CircuitError: The circuit is empty, another model's, of other token groups, or
+            has no head or MLP.
+        EngineError, InterventionError, MetricError, PairError, RunError: As `discover`.
 
     Paper: Wang et al. 2022, arXiv:2211.00593, completeness.
 
@@ -76,26 +79,27 @@ def completeness(
         >>> [str(label) for label in found["set"].values[:3]]
         ['nothing', 'L3.H1', 'MLP 4']
     """
-    check_circuit(vlm, circuit)
     asked = paired_up(pairs)
-    sets = _sets(circuit, n_sets, np.random.default_rng(seed))
-    both = Wiring.of(circuit), Wiring.whole(circuit.shape, asked[0].groups)
+    own = live(check_circuit(vlm, circuit), asked)
+    rng = np.random.default_rng(whole_number(seed, 0, "seed"))
+    sets = _sets(own, whole_number(n_sets, 0, "n_sets"), rng)
+    both = Wiring.of(own), Wiring.whole(own.shape, asked[0].groups)
     wirings = [wiring.less(gone) for wiring in both for gone in sets]
     shown = False if progress is False else "completeness"
-    shares = [
-        case.shares(vlm, wirings).numpy() for case in cases(vlm, asked, ablation, shown)
-    ]
-    ours, theirs = np.split(np.array(shares).T, 2)
+    kept, gaps, _ = kept_by(vlm, cases(vlm, asked, ablation, shown), wirings)
+    ours, theirs = np.split(kept, 2)
     name = {"set": [" + ".join(map(str, gone)) or "nothing" for gone in sets]}
     return xr.Dataset(
         {
-            **spread(ours, "circuit", asked, **name),
-            **spread(theirs, "model", asked, **name),
-            **spread(theirs - ours, "difference", asked, **name),
+            **spread(ours, gaps, "circuit", asked, **name),
+            **spread(theirs, gaps, "model", asked, **name),
+            **spread(theirs - ours, gaps, "difference", asked, **name),
         },
         attrs={
             **described(vlm, asked, ablation),
-            "incompleteness": float(np.abs((theirs - ours).mean(axis=1)).mean()),
+            "incompleteness": float(
+                np.abs((theirs - ours).sum(axis=1) / gaps.sum()).mean()
+            ),
             "seed": seed,
         },
     )
@@ -124,15 +128,14 @@ def minimality(
 
     Returns:
         Dataset over (part): "loss", the circuit's faithfulness less that without the
-        part, a fraction of the gap, averaged over pairs, with "_low", "_high" and
-        "_each" over (part, pair). Parts whose loss is 0 are not needed where all others
+        part, a fraction of the gap over all pairs, with "_low", "_high" and "_each"
+        over (part, pair). Parts whose loss is 0 are not needed where all others
         are; below 0, they hold the answer back.
 
     Raises:
-        CircuitError: The circuit is empty or another model's, or `of` names no parts.
-        PairError: The pairs' token groups, or for "mean" their layouts, differ.
-        MetricError: A pair's metric is the same clean and ablated.
-        EngineError: The model has hooks of its own.
+        CircuitError: The circuit is empty, another model's or of other token groups, or
+            `of` names no parts.
+        EngineError, InterventionError, MetricError, PairError, RunError: As `discover`.
 
     Paper: Wang et al. 2022, arXiv:2211.00593, minimality, with no other part taken
     away.
@@ -146,23 +149,22 @@ def minimality(
         >>> [str(part) for part in mv.minimality(vlm, [pair], circuit)["part"].values]
         ['[object]', 'L3.H1', 'MLP 4']
     """
-    check_circuit(vlm, circuit)
     asked = paired_up(pairs)
-    nodes = tuple(node for node in circuit.nodes if node.gives)
-    kinds: dict[str, tuple[Node, ...] | tuple[Edge, ...]]
-    kinds = {"edges": circuit.edges, "nodes": nodes}
-    if of not in kinds:
+    own = live(check_circuit(vlm, circuit), asked)
+    whole = Wiring.of(own)
+    parts: list[str]
+    if of == "edges":
+        parts = [str(edge) for edge in own.edges]
+        less = [whole.less_edge(edge) for edge in own.edges]
+    elif of == "nodes":
+        nodes = [node for node in own.nodes if node.gives]
+        parts, less = list(map(str, nodes)), [whole.less([node]) for node in nodes]
+    else:
         raise CircuitError(f"of={of!r}: wanted 'edges' or 'nodes'.")
-    parts = kinds[of]
-    wirings = [Wiring.of(circuit), *(Wiring.of(circuit.without(p)) for p in parts)]
     shown = False if progress is False else "minimality"
-    shares = [
-        case.shares(vlm, wirings).numpy() for case in cases(vlm, asked, ablation, shown)
-    ]
-    whole, *without = np.array(shares).T
-    loss = whole - np.array(without)
+    kept, gaps, _ = kept_by(vlm, cases(vlm, asked, ablation, shown), [whole, *less])
     return xr.Dataset(
-        spread(loss, "loss", asked, part=list(map(str, parts))),
+        spread(kept[0] - kept[1:], gaps, "loss", asked, part=parts),
         attrs=described(vlm, asked, ablation),
     )
 

@@ -1,14 +1,15 @@
-"""The kept edges of a flow graph, as a list and as a networkx graph."""
+"""The edges of a flow graph, as a list and as a networkx graph."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
 
 from mechvlm.analyses.flow_graph.groups import END
 from mechvlm.errors import ResultError
+from mechvlm.wanted import one
 
 if TYPE_CHECKING:
     import networkx
@@ -19,11 +20,21 @@ FlowNode: TypeAlias = tuple[str, str]
 """A group and a band: the group's stream as it enters the band; "end": behind all."""
 
 
-class FlowEdge(NamedTuple):
-    """A kept cut: in this band the target reads the source, and the answer needs it.
+Which: TypeAlias = Literal["kept", "all"]
+"""Edges that are told from chance, or those without a control as well."""
 
-    Effect, low and high are in percent of the answer's clean probability, and below 0;
-    the bounds are nan for fewer than 6 prompts.
+_NUMBERS = ("effect", "effect_low", "effect_high", "control", "excess", "beyond")
+_COUNTS = ("n", "n_control")
+
+
+class FlowEdge(NamedTuple):
+    """A cut that costs: in this band the target reads the source, the answer needs it.
+
+    Numbers are in percent of the answer's clean probability, as `flow_graph` returns
+    them; effect, low and high are of all `n` prompts, and the bounds nan for fewer than
+    6 of them. Control, excess and beyond are of the `n_control` prompts that have
+    draws. `controlled`: whether the edge is kept, or its cut has no control that could
+    tell it from chance.
     """
 
     source: FlowNode
@@ -33,7 +44,10 @@ class FlowEdge(NamedTuple):
     high: float
     control: float
     excess: float
+    beyond: float
     n: int
+    n_control: int
+    controlled: bool
 
     @property
     def band(self) -> str:
@@ -41,18 +55,21 @@ class FlowEdge(NamedTuple):
         return self.source[1]
 
 
-def flow_edges(result: xr.Dataset) -> tuple[FlowEdge, ...]:
-    """The kept edges of a flow graph, in the order of time.
+def flow_edges(result: xr.Dataset, *, which: Which = "kept") -> tuple[FlowEdge, ...]:
+    """The edges of a flow graph, in the order of time.
 
     Args:
         result: What `flow_graph` returns.
+        which: "kept" lists the kept edges; "all" also the uncontrolled ones, which cost
+            the answer, be it by chance.
 
     Returns:
         Edges from (source, band) to (target, next band), by band, then source, then
         target; maybe none.
 
     Raises:
-        ResultError: It is another result.
+        ArgumentError: It is no Dataset.
+        ResultError: It is another result, or `which` means nothing.
 
     Example:
         >>> import mechvlm as mv
@@ -63,11 +80,11 @@ def flow_edges(result: xr.Dataset) -> tuple[FlowEdge, ...]:
         >>> all(edge.effect < -1 for edge in mv.flow_edges(flows))
         True
     """
-    _check(result)
+    _check(result, which)
     after = _after(result)
-    kept = result["kept"].transpose("band", "source", "target")
+    listed = result["kept"] | result["uncontrolled"] & (which == "all")
     edges = []
-    for k, j, i in np.argwhere(kept.values):
+    for k, j, i in np.argwhere(listed.transpose("band", "source", "target").values):
         band = str(result["band"].values[k])
         source, target = (
             str(result[dim].values[place])
@@ -83,28 +100,33 @@ def flow_edges(result: xr.Dataset) -> tuple[FlowEdge, ...]:
                 high=float(cell["effect_high"]),
                 control=float(cell["control"]),
                 excess=float(cell["excess"]),
+                beyond=float(cell["beyond"]),
                 n=int(cell["n"]),
+                n_control=int(cell["n_control"]),
+                controlled=bool(cell["kept"]),
             )
         )
     return tuple(edges)
 
 
-def flow_networkx(result: xr.Dataset) -> networkx.DiGraph:
+def flow_networkx(result: xr.Dataset, *, which: Which = "kept") -> networkx.DiGraph:
     """A flow graph for networkx, in which every path runs forward in time.
 
     Args:
         result: What `flow_graph` returns.
+        which: "kept" draws the kept edges; "all" also the uncontrolled ones.
 
     Returns:
         Directed graph. Nodes are (group, band), the group's stream as it enters the
         band, with "group", "band", "first" and "last", the band's layers; behind the
         last band the band is "end", and both layers are the number of layers cut up to
-        there. Edges have a "kind": "attention", a kept edge with "effect", "low",
-        "high", "control", "excess" and "n"; "stream", the same group from one band to
-        the next; "both", a kept edge of a group to itself, which is on its stream.
+        there. Edges have a "kind": "attention", an edge of `flow_edges` with its
+        numbers as there; "stream", the same group from one band to the next; "both", an
+        edge of a group to itself, which is on its stream.
 
     Raises:
-        ResultError: It is another result.
+        ArgumentError: It is no Dataset.
+        ResultError: It is another result, or `which` means nothing.
 
     Example:
         >>> import mechvlm as mv
@@ -117,7 +139,7 @@ def flow_networkx(result: xr.Dataset) -> networkx.DiGraph:
     """
     import networkx as nx
 
-    edges = flow_edges(result)
+    edges = flow_edges(result, which=which)
     graph = nx.DiGraph()
     groups = [str(group) for group in result["target"].values]
     after = _after(result)
@@ -152,9 +174,18 @@ def _after(result: xr.Dataset) -> dict[str, str]:
     return dict(zip(bands, [*bands[1:], END], strict=True))
 
 
-def _check(result: xr.Dataset) -> None:
-    if "kept" not in result or set(result["kept"].dims) != {"target", "source", "band"}:
+def _check(result: xr.Dataset, which: str) -> None:
+    one(result, xr.Dataset, "result", "mechvlm.flow_graph(vlm, asked)")
+    dims = {"target", "source", "band"}
+    wanted = ("kept", "uncontrolled", *_NUMBERS, *_COUNTS)
+    missing = [
+        name for name in wanted if name not in result or set(result[name].dims) != dims
+    ]
+    missing += [name for name in ("first", "last") if name not in result.coords]
+    if missing:
         raise ResultError(
-            "this result has no kept edges over (target, source, band); wanted what"
+            f"this result has no {missing} over (target, source, band); wanted what"
             f" flow_graph returns. It holds {sorted(map(str, result.data_vars))}."
         )
+    if which not in ("kept", "all"):
+        raise ResultError(f"which={which!r}: wanted 'kept' or 'all'.")

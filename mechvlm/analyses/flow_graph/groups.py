@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from types import MappingProxyType
 
 import numpy as np
 
+from mechvlm.cutting import answer_of
 from mechvlm.errors import InterventionError, LayerError, PromptError
 from mechvlm.layout import Positions
+from mechvlm.pairs import Pair
 from mechvlm.posing import ids_of
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
@@ -21,6 +24,9 @@ END = "end"
 """Where the last band has ended: the band of every node that only receives."""
 
 N_BANDS = 4
+
+_NO_FLOW = ("bos", "pad")
+"""Groups of a pair from which nothing flows: a sink, and what nobody reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,7 @@ class Grouped:
             LayoutError: The layout has no group of a name.
         """
         one(self.prompt, (Prompt, Run), "Grouped.prompt", "vlm.prompt(text, image)")
-        one(self.answer, (str, int), "Grouped.answer", '"red", or a token id')
+        answer_of(self.answer, "Grouped.answer")
         fix = '{"image": "image", "last": "last"}'
         given: dict[str, str | Positions]
         given = mapping_to(self.groups, (str, Positions), "Grouped.groups", fix)
@@ -76,7 +82,34 @@ class Grouped:
                     f" {here & there!r}: a cut of one would be a cut of the other. Take"
                     " what is in both out of one of them: image - object."
                 )
-        object.__setattr__(self, "groups", at)
+        object.__setattr__(self, "groups", MappingProxyType(at))
+
+    @classmethod
+    def of(cls, pair: Pair, answer: str | int) -> Grouped:
+        """A pair's clean prompt and its groups, without BOS and padding.
+
+        Attention rests on BOS where it reads nothing: what a cut of it costs is no
+        flow.
+
+        Args:
+            pair: The pair, such as `bind` makes of two pictures.
+            answer: The clean prompt's answer; one word, or a token id.
+
+        Raises:
+            ArgumentError: Something is of another kind.
+            InterventionError: BOS left out, there are not two groups.
+
+        Example:
+            >>> import mechvlm as mv
+            >>> vlm, scene = mv.load("demo"), mv.scenes.sample(seed=0, n=2)
+            >>> made = mv.scenes.counterfactual(scene)
+            >>> asked = mv.Grouped.of(mv.bind(vlm, made.pair), made.answer)
+            >>> list(asked.groups)
+            ['object', 'background', 'query', 'template', 'last']
+        """
+        one(pair, Pair, "pair", "mechvlm.bind(vlm, mechvlm.PicturePair(...))")
+        flowing = {name: at for name, at in pair.groups.items() if name not in _NO_FLOW}
+        return cls(pair.clean, flowing, answer, pair.id)
 
     @property
     def at(self) -> dict[str, Positions]:

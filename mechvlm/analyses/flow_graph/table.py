@@ -8,35 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from mechvlm.analyses.flow_graph.sweep import Found
+from mechvlm.analyses.flow_graph.sweep import ENOUGH, Found
 from mechvlm.axes import Labelled, labelled
 from mechvlm.statistics import LEAST, LEVEL, Estimate, Paired, mean_of, paired
 
-__all__ = ["PAPER", "Table", "fewest_draws"]
+__all__ = ["PAPER", "RULE", "Table"]
 
 PAPER = "arXiv:2411.18620"
 
 _PERCENT, _NATS = "% of clean probability", "nats"
 
-PerItem = Float[np.ndarray, "item target source band"]
-
-
-def fewest_draws(n_items: int) -> int:
-    """Random draws per prompt from which on so few prompts can keep an edge.
-
-    In all of them the cut must cost more than every draw. By chance alone, a cut that
-    is like its draws does so in 1 of (draws + 1) to the power of prompts.
-
-    Example:
-        >>> fewest_draws(1), fewest_draws(2), fewest_draws(6)
-        (19, 4, 1)
-    """
-    if n_items >= LEAST:
-        return 1
-    draws = 1
-    while (draws + 1.0) ** -n_items > 1 - LEVEL + 1e-12:
-        draws += 1
-    return draws
+RULE = (
+    "kept: that the group is one like any other set of its size is refused. From 6"
+    " prompts with a control on: the intervals of their effect and of beyond, the"
+    " effect minus the 5 % lower quantile of the prompt's own draws, lie below -least"
+    " and below 0 wholly. Of fewer than 6 prompts: the mean effect lies below -least,"
+    " and in each with a control the cut costs more than all its draws. A set drawn"
+    " like the draws, even the same one in every prompt, is kept in at most 5 %."
+)
+"""When a cut is an edge, in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +44,7 @@ class Table:
     least: float
 
     def arrays(self) -> dict[str, Labelled]:
-        """Per prompt, and over prompts with intervals."""
+        """Values of each prompt, and over prompts with intervals."""
         each = self._per_item()
         result: dict[str, Labelled] = {}
         for name, (values, units) in self._over_items(each).items():
@@ -78,12 +68,14 @@ class Table:
         rank_p = np.where(n_draws > 0, (1 + below) / (1 + n_draws), np.nan)
         return {
             "status": (np.stack([one.status for one in self.found]), "-"),
+            "pool": (np.stack([one.pool for one in self.found]), "-"),
             "item_effect": (effect, _PERCENT),
             "item_control": (_mean(draws, n_draws), _PERCENT),
+            "item_beyond": (effect - _lower(draws), _PERCENT),
             "item_log_effect": (log_effect, _NATS),
             "item_log_control": (_mean(log_draws, n_draws), _NATS),
             "item_rank_p": (rank_p, "p value"),
-            "n_draws": (n_draws, "different random sets"),
+            "n_draws": (n_draws, "draws"),
         }
 
     def _over_items(
@@ -94,7 +86,8 @@ class Table:
             self._cell({name: values[:, *at] for name, (values, _) in each.items()})
             for at in np.ndindex(shape)
         ]
-        units = {"kept": "-", "n": "prompts", "n_control": "prompts", "p": "p value"}
+        units = {"kept": "-", "uncontrolled": "-", "p": "p value"}
+        units |= {"n": "prompts", "n_control": "prompts"}
         return {
             name: (
                 np.array([cell[name] for cell in cells]).reshape(shape),
@@ -108,7 +101,7 @@ class Table:
     ) -> dict[str, float | bool | int]:
         """One cut, over the prompts that have it."""
         run = np.isfinite(column["item_log_effect"])
-        both = column["n_draws"] > 0
+        both = run & (column["n_draws"] >= ENOUGH)
         cell: dict[str, float | bool | int] = {}
         for lead in ("", "log_"):
             ours, theirs = column[f"item_{lead}effect"], column[f"item_{lead}control"]
@@ -117,18 +110,23 @@ class Table:
             cell |= _bounds(f"{lead}control", mean_of(theirs[both]))
             cell |= _bounds(f"{lead}excess", over)
             cell |= {} if lead else {"p": over.p}
-        n_control = int(both.sum())
-        cell |= {"n": int(run.sum()), "n_control": n_control}
-        if n_control >= LEAST:
-            return cell | {"kept": self._loses(cell, "_high")}
-        unlikely = bool(n_control) and _beyond(
-            column["item_rank_p"][both], column["n_draws"][both]
+        beyond = mean_of(column["item_beyond"][both])
+        cell |= _bounds("beyond", beyond)
+        n, n_control = int(run.sum()), int(both.sum())
+        cell |= {"n": n, "n_control": n_control}
+        few = n < LEAST
+        controlled, every = (
+            self._loses(mean_of(column["item_effect"][which]), few)
+            for which in (both, run)
         )
-        return cell | {"kept": unlikely and self._loses(cell, "")}
+        first = column["item_rank_p"] <= 1 / (1 + column["n_draws"])
+        unlike = bool(first[both].all()) if few else beyond.high < 0
+        alone = n_control < (1 if few else LEAST)
+        return cell | {"kept": controlled and unlike, "uncontrolled": alone and every}
 
-    def _loses(self, cell: Mapping[str, float | bool | int], end: str) -> bool:
-        """Whether the cut costs enough, both by itself and beyond its control."""
-        return all(cell[name + end] < -self.least for name in ("effect", "excess"))
+    def _loses(self, effect: Estimate, few: bool) -> bool:
+        """Whether a cut costs enough, and surely where prompts are not too few."""
+        return (effect.mean if few else effect.high) < -self.least
 
     def _array(
         self, name: str, units: str, values: Shaped[np.ndarray, "..."]
@@ -142,10 +140,20 @@ class Table:
         )
 
 
-def _beyond(rank_p: Float[np.ndarray, " item"], n: Int[np.ndarray, " item"]) -> bool:
-    """Whether every prompt's cut costs more than all its draws: hardly by chance."""
-    first = 1 / (1 + n)
-    return bool((rank_p <= first).all() and first.prod() <= 1 - LEVEL + 1e-12)
+def _lower(
+    draws: Float[np.ndarray, "*cell draw"],
+) -> Float[np.ndarray, "*cell"]:
+    """The value below which 5 % of such draws are expected; nan where there is none.
+
+    Of 20 draws just above the least. Other definitions of a quantile lie higher, and
+    twice as many new draws fall below them.
+    """
+    found = np.full(draws.shape[:-1], np.nan)
+    for place in np.ndindex(found.shape):
+        own = draws[place][np.isfinite(draws[place])]
+        if len(own):
+            found[place] = np.quantile(own, 1 - LEVEL, method="weibull")
+    return found
 
 
 def _bounds(name: str, estimate: Estimate | Paired) -> dict[str, float]:

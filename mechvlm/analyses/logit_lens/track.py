@@ -16,7 +16,8 @@ from mechvlm.analyses.logit_lens.reading import (
     streams,
 )
 from mechvlm.axes import labelled
-from mechvlm.errors import MetricError, TokenError
+from mechvlm.cutting import answer_token
+from mechvlm.errors import MetricError
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.prompts import Prompt
 from mechvlm.record import Run, prompt_of
@@ -69,7 +70,7 @@ def answer_track(
     answers = mapping_to(answers, (str, int), "answers", '{"right": "red"}')
     if not answers:
         raise MetricError('no answer is given; wanted {"red": "red"}.')
-    tokens = [_token(vlm, answer) for answer in answers.values()]
+    tokens = [answer_token(vlm, answer) for answer in answers.values()]
     chosen, asked = depths(vlm, None), prompt_of(prompt)
     stream = streams(vlm, prompt, asked.layout["last"], chosen)
     found: dict[str, list[torch.Tensor]] = {"probability": [], "logit": [], "rank": []}
@@ -100,13 +101,3 @@ def answer_track(
         "layer_convention": CONVENTION,
     }
     return xr.Dataset(each, attrs=attrs).assign_coords(token_id=("answer", tokens))
-
-
-def _token(vlm: HookedVLM, answer: str | int) -> int:
-    if isinstance(answer, str):
-        return vlm.to_single_token(answer)
-    if not 0 <= answer < vlm.cfg.d_vocab:
-        raise TokenError(
-            f"token id {answer} is outside the vocabulary, 0..{vlm.cfg.d_vocab - 1}."
-        )
-    return answer

@@ -64,6 +64,7 @@ def path_between(
     sender: Sender,
     receiver: Receiver,
     run: str,
+    *,
     mlps: Literal["recomputed", "frozen"],
 ) -> PathPatch | None:
     """The path patch from one end to the other; None where there is no path."""
@@ -97,7 +98,7 @@ def senders_of(
         where = place(layout, "at", at)
         otherwise = f"do not exist: this model has layers 0..{cfg.n_layers - 1}."
         chosen = layers_in(layers, range(cfg.n_layers), "layers", otherwise)
-        return _of_layers(cfg, senders, chosen, where)
+        return _of_layers(cfg, senders, chosen, at=where)
     if layers is not None:
         raise InterventionError(
             "layers= picks among all heads or all MLPs; the senders given here are"
@@ -118,7 +119,7 @@ def senders_of(
 
 
 def _of_layers(
-    cfg: Config, senders: str, layers: list[int], at: Positions | None
+    cfg: Config, senders: str, layers: list[int], *, at: Positions | None
 ) -> Named:
     if senders == "mlps":
         sites = [Site("mlp_out", layer) for layer in layers]
@@ -148,7 +149,7 @@ def _of_groups(layout: Layout, groups: Mapping[str, Place], at: Place | None) ->
 
 
 def receivers_of(
-    cfg: Config, layout: Layout, receivers: Receivers, to: Place | None
+    cfg: Config, layout: Layout, receivers: Receivers, *, to: Place | None
 ) -> list[Receiver]:
     """Who receives, by name.
 
@@ -158,7 +159,7 @@ def receivers_of(
     """
     where = place(layout, "to", to)
     if isinstance(receivers, str):
-        return [_logits(cfg, layout, receivers, where)]
+        return [_logits(cfg, layout, receivers, to=where)]
     named = _named(receivers)
     return [
         Receiver(name, sites, where, _serves(cfg, sites))
@@ -167,7 +168,7 @@ def receivers_of(
 
 
 def _logits(
-    cfg: Config, layout: Layout, receivers: str, to: Positions | None
+    cfg: Config, layout: Layout, receivers: str, *, to: Positions | None
 ) -> Receiver:
     if receivers != "logits":
         raise InterventionError(

@@ -26,6 +26,7 @@ from mechvlm.interventions import NOTHING, PathPatch
 from mechvlm.metrics import Metric, recovery
 from mechvlm.models.checking import check_site
 from mechvlm.models.hooked import HookedVLM
+from mechvlm.places import check_direction
 from mechvlm.prompts import Prompt, check_pair
 from mechvlm.record import Run, prompt_of, record, shared
 
@@ -80,8 +81,10 @@ def path_patching(
     Returns:
         Recovery of the metric, a fraction of the gap between the clean and the
         corrupted run: 1 where the run is as good as the clean one, 0 where it is as bad
-        as the corrupted one, in both directions. With noise, 1 - recovery is the share
-        of the gap that the path carries. NaN where a sender has no path to a receiver:
+        as the corrupted one, in both directions. The coordinate "effect" is the share
+        of the gap that the path moves: 1 - recovery with noise, recovery itself with
+        denoise, so that 0 is a path that does nothing; it is what a map shows best:
+        `viz.heatmap(found["effect"][0])`. NaN where a sender has no path to a receiver:
         that was not run. Dimensions (receiver, layer, head) for heads, (receiver,
         layer) for MLPs, (receiver, group) for token groups, (receiver, sender) for
         sites. The coordinate "raw" holds the metric itself, "serves" the query heads
@@ -110,11 +113,13 @@ def path_patching(
     """
     prompts = prompt_of(clean), prompt_of(corrupted)
     check_pair(*prompts)
-    _check_choices(mlps, direction)
+    check_direction(direction)
+    if mlps not in ("recomputed", "frozen"):
+        raise InterventionError(f"mlps={mlps!r}: wanted 'recomputed' or 'frozen'.")
     layout = prompts[0].layout
     sending, dims = senders_of(vlm.cfg, layout, senders, at=at, layers=layers)
-    receiving = receivers_of(vlm.cfg, layout, receivers, to)
-    paths = _paths(vlm, sending, receiving, mlps)
+    receiving = receivers_of(vlm.cfg, layout, receivers, to=to)
+    paths = _paths(vlm, sending, receiving, mlps=mlps)
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     run = record(vlm, prompt_of(donor), [each.site for each in sending])
     own = shared(vlm, base)
@@ -130,18 +135,19 @@ def path_patching(
             _measured(vlm, own, of_receiver, donor=run, metric=metric, progress=shown)
         )
     raw = np.stack(rows).reshape(*map(len, names.values()))
-    result = labelled(
-        (raw - bad) / (good - bad),
-        name="recovery",
-        units=units,
-        paper=PAPER,
-        attrs=_described(vlm, prompts[0], metric)
-        | {"direction": direction, "mlps": mlps, "clean": good, "corrupted": bad}
-        | {"n_paths": int(np.isfinite(raw).sum())},
-        **names,
+    about = {"direction": direction, "mlps": mlps, "clean": good, "corrupted": bad}
+    about |= {"n_paths": int(np.isfinite(raw).sum())}
+    attrs = _described(vlm, prompts[0], metric) | about
+    recovered = (raw - bad) / (good - bad)
+    moved = recovered if direction == "denoise" else 1 - recovered
+    result, effect = (
+        labelled(values, name=name, units=units, paper=PAPER, attrs=attrs, **names)
+        for name, values in (("recovery", recovered), ("effect", moved))
     )
     serves = ("receiver", [each.serves for each in receiving])
-    return result.assign_coords(raw=(result.dims, raw), serves=serves)
+    return result.assign_coords(
+        raw=(result.dims, raw), effect=effect.variable, serves=serves
+    )
 
 
 def _measured(
@@ -176,19 +182,11 @@ def _described(
     }
 
 
-def _check_choices(mlps: str, direction: str) -> None:
-    if direction not in ("denoise", "noise"):
-        raise InterventionError(
-            f"direction={direction!r}: wanted 'denoise' or 'noise'."
-        )
-    if mlps not in ("recomputed", "frozen"):
-        raise InterventionError(f"mlps={mlps!r}: wanted 'recomputed' or 'frozen'.")
-
-
 def _paths(
     vlm: HookedVLM,
     senders: list[Sender],
     receivers: list[Receiver],
+    *,
     mlps: Literal["recomputed", "frozen"],
 ) -> list[list[PathPatch | None]]:
     """The paths of each receiver, a place for every sender."""
@@ -197,7 +195,7 @@ def _paths(
     for sender in senders:
         check_site(vlm.cfg, sender.site)
     found = [
-        [path_between(sender, receiver, "donor", mlps) for sender in senders]
+        [path_between(sender, receiver, "donor", mlps=mlps) for sender in senders]
         for receiver in receivers
     ]
     for receiver, of_receiver in zip(receivers, found, strict=True):

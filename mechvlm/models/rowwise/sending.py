@@ -22,7 +22,7 @@ from mechvlm.models.rowwise.base import Backbone, Base
 from mechvlm.models.taps import output_weights
 from mechvlm.sites import Site
 
-__all__ = ["Sending", "sent"]
+__all__ = ["Sending", "norm_behind", "sent", "written"]
 
 _IN_ORDER = (
     *(LEFT, ENTERED, "z", "result", "attn_out", "resid_mid", "mlp_post", "mlp_out"),
@@ -53,7 +53,7 @@ class Sending:
 
 @torch.no_grad()
 def sent(
-    vlm: Backbone, base: Base, sendings: Sequence[Sending], sources: Sources
+    vlm: Backbone, base: Base, sendings: Sequence[Sending], *, sources: Sources
 ) -> dict[str, Mapping[Site, Tensor]]:
     """Rows of the stream as the senders leave them, by the sendings' names.
 
@@ -103,9 +103,8 @@ class _Sender:
             else:
                 found[key] = self._walked(senders, run, at)
         for (layer, run, at), heads in alike.items():
-            for head, change in zip(
-                heads, self._of_heads(layer, heads, run, at), strict=True
-            ):
+            changes = self._of_heads(layer, heads, run=run, at=at)
+            for head, change in zip(heads, changes, strict=True):
                 found[(head,), run, at] = change
         return found
 
@@ -124,23 +123,21 @@ class _Sender:
     # -- heads ---------------------------------------------------------------------
 
     def _of_heads(
-        self, layer: int, heads: Sequence[Site], run: str, at: Positions
+        self, layer: int, heads: Sequence[Site], *, run: str, at: Positions
     ) -> Float[Tensor, "head row d_model"]:
         """The change that each of some heads of a layer makes alone."""
         own = self._z(layer, at).unflatten(-1, (-1, self._d_head))
-        given = torch.stack([self._given(head, run, at, own) for head in heads])
+        given = [self._others(head, run, at, like=own) for head in heads]
+        other = torch.stack(given)
         numbers = [head.head for head in heads]
         module = self._layers[layer]
-        if module.attn_out is module.attn and _at_hand(module.o):
+        if norm_behind(module) is None and _at_hand(module.o):
             weights = output_weights(module, self._d_head)[numbers]
-            written: Tensor = torch.bmm(
-                given - own[:, numbers].transpose(0, 1), weights
-            )
-            return written
+            return torch.bmm(other - own[:, numbers].transpose(0, 1), weights)
         swapped = own.repeat(len(heads), 1, 1, 1)
         for i, number in enumerate(numbers):
-            swapped[i, :, number] = given[i]
-        new = _written(module, swapped.flatten(-2).flatten(0, 1))
+            swapped[i, :, number] = other[i]
+        new = written(module, swapped.flatten(-2).flatten(0, 1))
         return new.reshape(len(heads), len(at), -1) - self._attended(layer, at)
 
     def _z(self, layer: int, at: Positions) -> Float[Tensor, "row heads"]:
@@ -150,10 +147,12 @@ class _Sender:
         """What this run's attention adds to the stream."""
         key = "attended", layer, at
         if key not in self._known:
-            self._known[key] = _written(self._layers[layer], self._z(layer, at))
+            self._known[key] = written(self._layers[layer], self._z(layer, at))
         return self._known[key]
 
-    def _given(self, site: Site, run: str, at: Positions, like: Tensor) -> Tensor:
+    def _others(
+        self, site: Site, run: str, at: Positions, *, like: Tensor
+    ) -> Float[Tensor, "row ..."]:
         """The other run's values."""
         return self._sources.runs[run][site][list(at)].to(like.device, like.dtype)
 
@@ -170,31 +169,37 @@ class _Sender:
         for layer, sites in sorted(found.items()):
             sites.sort(key=lambda x: (_order(x), x.component == "resid_pre"))
             here = change.to(self._base.stream[layer].device)
-            change = self._in_layer(layer, sites, run, at, here)
+            change = self._in_layer(layer, sites, run=run, at=at, change=here)
         return change
 
     def _in_layer(
-        self, layer: int, sites: list[Site], run: str, at: Positions, change: Tensor
-    ) -> Tensor:
+        self,
+        layer: int,
+        sites: list[Site],
+        *,
+        run: str,
+        at: Positions,
+        change: Float[Tensor, "row d_model"],
+    ) -> Float[Tensor, "row d_model"]:
         """The change of the stream behind a layer's senders."""
         parts: dict[str, list[Site]] = defaultdict(list)
         for site in sites:
             parts[_PART[place_of(site)[1]]].append(site)
         for site in parts["entering"]:
             own = self.stream(site, at)
-            change = self._given(site, run, at, own) - own
+            change = self._others(site, run, at, like=own) - own
         if parts["attention"]:
-            own = self._attended(layer, at)
-            change = change + self._attention(layer, parts["attention"], run, at) - own
+            new = self._attention(layer, parts["attention"], run=run, at=at)
+            change = change + new - self._attended(layer, at)
         for site in parts["middle"]:
             own = self.stream(site, at)
-            change = self._given(site, run, at, own) - own
+            change = self._others(site, run, at, like=own) - own
         if parts["mlp"]:
-            change = change + self._mlp(layer, parts["mlp"], run, at)
+            change = change + self._mlp(layer, parts["mlp"], run=run, at=at)
         return change
 
     def _attention(
-        self, layer: int, sites: list[Site], run: str, at: Positions
+        self, layer: int, sites: list[Site], *, run: str, at: Positions
     ) -> Float[Tensor, "row d_model"]:
         """What a layer's attention adds, with its senders' values."""
         module, z = self._layers[layer], self._z(layer, at)
@@ -202,38 +207,36 @@ class _Sender:
         for site in sites:
             if site.component == "z":
                 where = slice(None) if site.head is None else site.head
-                by_head[:, where] = self._given(site, run, at, z)
+                by_head[:, where] = self._others(site, run, at, like=z)
         results = [site for site in sites if site.component == "result"]
         if results:
             weights = output_weights(module, self._d_head)
             each = torch.einsum("phe,hed->phd", by_head, weights)
             for site in results:
                 where = slice(None) if site.head is None else site.head
-                each[:, where] = self._given(site, run, at, z)
+                each[:, where] = self._others(site, run, at, like=z)
             total = each.sum(dim=1)
             if module.o.bias is not None:
                 total = total + module.o.bias
             new = _behind(module, total)
         else:
-            new = _written(module, by_head.flatten(-2))
+            new = written(module, by_head.flatten(-2))
         for site in sites:
             if site.component == "attn_out":
-                new = self._given(site, run, at, z)
+                new = self._others(site, run, at, like=z)
         return new
 
     def _mlp(
-        self, layer: int, sites: list[Site], run: str, at: Positions
+        self, layer: int, sites: list[Site], *, run: str, at: Positions
     ) -> Float[Tensor, "row d_model"]:
         """The change of what a layer's MLP adds."""
         module = self._layers[layer]
         own = self._answered(layer, at)
         new = own
         for site in sites:
-            new = self._given(site, run, at, own)
+            new = self._others(site, run, at, like=own)
             if site.component == "mlp_post":
-                new = module.down(new[None])[0]
-                if module.mlp_out is not module.mlp:
-                    new = module.mlp_out(new[None])[0]
+                new = _behind_mlp(module, module.down(new[None]))[0]
         return new - own
 
     def _answered(self, layer: int, at: Positions) -> Float[Tensor, "row d_model"]:
@@ -243,9 +246,7 @@ class _Sender:
             module = self._layers[layer]
             middle = self.stream(Site("resid_mid", layer), at)
             out = module.mlp(module.ln2(middle[None]))
-            if module.mlp_out is not module.mlp:
-                out = module.mlp_out(out)
-            self._known[key] = out[0]
+            self._known[key] = _behind_mlp(module, out)[0]
         return self._known[key]
 
 
@@ -271,14 +272,34 @@ def _at_hand(o: nn.Module) -> bool:
     )
 
 
-def _written(layer: Layer, z: Tensor) -> Tensor:
+def written(
+    layer: Layer, z: Float[Tensor, "row heads"]
+) -> Float[Tensor, "row d_model"]:
     """What a layer's attention adds to the stream, of its heads side by side."""
     return _behind(layer, layer.o(z[None])[0])
 
 
-def _behind(layer: Layer, projected: Tensor) -> Tensor:
-    """The same, of what the output projection gave."""
-    if layer.attn_out is layer.attn:
+def norm_behind(layer: Layer) -> nn.Module | None:
+    """The norm that what attention gives passes on its way to the stream, if any."""
+    return None if layer.attn_out is layer.attn else layer.attn_out
+
+
+def _behind(
+    layer: Layer, projected: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_model"]:
+    """What attention adds to the stream, of what its output projection gave."""
+    norm = norm_behind(layer)
+    if norm is None:
         return projected
-    normed: Tensor = layer.attn_out(projected[None])[0]
+    normed: Tensor = norm(projected[None])[0]
+    return normed
+
+
+def _behind_mlp(
+    layer: Layer, given: Float[Tensor, "batch row d_model"]
+) -> Float[Tensor, "batch row d_model"]:
+    """What an MLP adds to the stream, of what it gave."""
+    if layer.mlp_out is layer.mlp:
+        return given
+    normed: Tensor = layer.mlp_out(given)
     return normed
