@@ -7,9 +7,7 @@ python docs/circuits.py --check    # fail if the README says something else
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice, permutations
@@ -17,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from section import keep
 
 import mechvlm as mv
 
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-KEPT = HERE / "circuits.json"
-START, END = "<!-- circuits -->\n", "<!-- end of circuits -->\n"
+KEPT = Path(__file__).parent / "circuits.json"
 
 SETTINGS = {
     "heads": 4,
@@ -300,6 +296,8 @@ def compared(told: dict[str, Any]) -> str:
 def section() -> str:
     """What was found, as a section of the README."""
     told: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8"))
+    if told["settings"] != SETTINGS:
+        raise SystemExit("docs/circuits.json was measured with other settings")
     color, entity = told["color"], told["entity"]
     about = ABOUT.format(
         found=PARTS[0],
@@ -318,26 +316,5 @@ def section() -> str:
     return about + "\n".join(rows) + "\n" + compared(entity)
 
 
-def main() -> None:
-    """Write the section, or compare it with what is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", action="store_true", help="find and judge first")
-    parser.add_argument("--check", action="store_true", help="only compare")
-    args = parser.parse_args()
-    if args.run:
-        measured()
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    wanted = f"{before}{START}\n{section()}\n{END}{after}"
-    if args.check:
-        if json.loads(KEPT.read_text(encoding="utf-8"))["settings"] != SETTINGS:
-            sys.exit("docs/circuits.json was measured with other settings")
-        if wanted != text:
-            sys.exit("the README's circuits are not those of docs/circuits.json")
-        return
-    README.write_text(wanted, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    keep(__doc__, "circuits", measure=measured, write=section)

@@ -7,18 +7,15 @@ python docs/reproduced.py --check    # fail if the README says something else
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-KEPT = HERE / "reproduced"
-START, END = "<!-- reproduced -->\n", "<!-- end of reproduced -->\n"
+from section import keep
+
+KEPT = Path(__file__).parent / "reproduced"
 PAPERS = {"cohen": "Cohen et al.", "neo": "Neo et al.", "kaduri": "Kaduri et al."}
 MARKS = {"shown": "yes", "not shown": "no", "cannot be told": "-"}
 
@@ -69,24 +66,5 @@ def table() -> str:
     return ABOUT + "\n".join(line for paper in PAPERS for line in rows(paper)) + "\n"
 
 
-def main() -> None:
-    """Write the section, or compare it with what is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", action="store_true", help="measure again first")
-    parser.add_argument("--check", action="store_true", help="only compare")
-    args = parser.parse_args()
-    if args.run:
-        measured()
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    wanted = f"{before}{START}\n{table()}\n{END}{after}"
-    if args.check:
-        if wanted != text:
-            sys.exit("the README's claims are not those of docs/reproduced/*.json")
-        return
-    README.write_text(wanted, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    keep(__doc__, "reproduced", measure=measured, write=table)
