@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice, permutations
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from section import keep
@@ -192,7 +193,7 @@ def entity_question(vlm: mv.HookedVLM) -> dict[str, Any]:
     overlap = mv.circuit_overlap(circuits["text"], circuits["image"])
     told["overlap"] = {
         part: {
-            what: float(overlap[what].sel(part=part))
+            what: number(overlap[what].sel(part=part))
             for what in ("first", "second", "shared", "jaccard", "chance", "p", "alike")
         }
         for part in ("heads", "mlps", "edges")
@@ -209,6 +210,12 @@ def entity_question(vlm: mv.HookedVLM) -> dict[str, Any]:
         for ours, theirs in permutations(("text", "image"))
     }
     return told
+
+
+def number(value: SupportsFloat) -> float | None:
+    """A number as JSON has it: there is none for what is not one."""
+    found = float(value)
+    return found if isfinite(found) else None
 
 
 def rewired(circuit: mv.Circuit, groups: Iterable[str]) -> mv.Circuit:

@@ -158,7 +158,9 @@ def check_values(cfg: Config, ablated: object, n: int) -> RunLike:
         RunError: It lacks the embeddings, or a layer's z or mlp_out, or its positions
             are not as many.
     """
-    if not isinstance(ablated, RunLike):
+    # Strings, lists and mappings are subscripted too, but not by sites.
+    other = isinstance(ablated, (str, Sequence, Mapping))
+    if other or not isinstance(ablated, RunLike):
         raise ArgumentError(
             f"the ablated values are a {type(ablated).__name__}; wanted a run, such as"
             " mechvlm.mean_run(vlm, prompts) or mechvlm.record(vlm, prompt)."

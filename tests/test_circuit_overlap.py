@@ -59,6 +59,11 @@ def test_edges_that_other_nodes_cannot_have_are_not_expected_to_be_shared():
         assert edges["shared"] == len(set(one.edges) & set(among(heads, grouped).edges))
 
 
+def test_an_edge_to_an_input_that_no_head_takes_by_is_possible_too():
+    made = circuit(["[x] -> L1.v0", "[x] -> logits"], Shape(4, 4, 2))
+    assert row(mv.circuit_overlap(made, made), "edges")["chance"] == 2
+
+
 def test_chance_is_what_random_draws_share():
     """Oracle: 2000 draws of edges among each circuit's nodes, counted."""
     rng = np.random.default_rng(0)

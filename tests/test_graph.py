@@ -207,11 +207,11 @@ def test_without_an_edge_the_others_stay():
 
 @pytest.mark.parametrize(
     "part",
-    ["L1.H3", "L1.H0", "L2.H2", "L1.q2", "L1.v0", "MLP 0", "[y]", "[x] -> L1.k1"],
+    ["L1.H3", "L1.H0", "L2.H0", "L1.q2", "L1.v0", "MLP 0", "[y]", "[x] -> L1.k1"],
 )
 def test_what_is_not_in_a_circuit_cannot_be_taken_away(part):
-    """H3 is served by the value input, but neither asks nor gives."""
-    made = Circuit.parse(["[x] -> L1.v1", "L1.H2 -> logits"], GQA)
+    """H3 and layer 2's H0 are served by a value input, but neither asks nor gives."""
+    made = Circuit.parse(["[x] -> L1.v1", "[x] -> L2.v0", "L1.H2 -> logits"], GQA)
     given = Edge.parse(part) if "->" in part else Node.parse(part)
     with pytest.raises(CircuitError, match=r"is not in the circuit, so that nothing"):
         made.without(given)
@@ -244,6 +244,14 @@ def test_a_circuit_comes_back_from_its_file(tmp_path):
     assert (again.effects, again.about) == (effects, about)
     assert json.loads(path.read_text())["edges"] == list(RELAY)
     assert [file.name for file in tmp_path.iterdir()] == ["relay.json"]
+
+
+def test_what_it_was_made_of_may_change_afterwards():
+    effects, about = {RELAY[0]: 0.75}, {"pairs": 3}
+    circuit = Circuit(relay().edges, MHA, effects=effects, about=about)
+    effects.clear()
+    about.clear()
+    assert (circuit.effects, circuit.about) == ({RELAY[0]: 0.75}, {"pairs": 3})
 
 
 @given(edges=st.sets(st.sampled_from(EVERY)))

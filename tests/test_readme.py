@@ -13,7 +13,7 @@ def test_the_readmes_code_runs():
     names = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     assert names["heat"].dims == ("layer", "position")
     assert float(names["heat"].isel(layer=-1, position=-1)) > 0.9
     assert len(names["cut"].layers) == 3
@@ -54,7 +54,7 @@ def test_every_analysis_has_a_line_in_its_table():
     table = README.split("## The analyses")[1].split("<!--")[0]
     package = Path(__file__).parents[1] / "mechvlm" / "__init__.py"
     kept = re.findall(r'"(\w+)":\s*\(?\s*"mechvlm\.analyses\.', package.read_text())
-    values = {"Swap"}
+    values = {"FlowEdge", "Grouped", "Swap"}
     assert len(kept) > 20
     assert [
         name for name in kept if f"`{name}`" not in table and name not in values

@@ -107,6 +107,8 @@ def test_a_pair_of_almost_no_gap_takes_over_no_mean(tiny_vlm, pairs):
     call = {"top": 16, "audit": 0}
     alone = screened(tiny_vlm, pairs[:5], **call).sortby("candidate")
     both = screened(tiny_vlm, [*pairs[:5], weak(tiny_vlm, pairs[5])], **call)
+    sizes = np.abs(both.score.values).tolist()
+    assert sizes == sorted(sizes, reverse=True), "ranked by what all gaps lose"
     both = both.sortby("candidate")
     assert float(both.gap[-1]) < 0.02 * float(both.gap[:-1].mean())
     assert float(abs(both.effect_each[-1]).max()) > 5

@@ -97,7 +97,7 @@ def path_patching(
         InterventionError: No sender has a path to a receiver, or an end is empty.
         LayerError: A layer or head does not exist.
 
-    Paper: Wang et al. 2022, arXiv:2211.00593, section 3.1 (path patching).
+    Paper: Wang et al. 2022, arXiv:2211.00593 (path patching).
 
     Example:
         >>> import mechvlm as mv
@@ -135,19 +135,17 @@ def path_patching(
             _measured(vlm, own, of_receiver, donor=run, metric=metric, progress=shown)
         )
     raw = np.stack(rows).reshape(*map(len, names.values()))
-    about = {"direction": direction, "mlps": mlps, "clean": good, "corrupted": bad}
-    about |= {"n_paths": int(np.isfinite(raw).sum())}
-    attrs = _described(vlm, prompts[0], metric) | about
-    recovered = (raw - bad) / (good - bad)
-    moved = recovered if direction == "denoise" else 1 - recovered
+    attrs = _described(vlm, prompts[0], metric) | {"direction": direction, "mlps": mlps}
+    attrs |= {"clean": good, "corrupted": bad, "n_paths": int(np.isfinite(raw).sum())}
+    share = (raw - bad) / (good - bad)
+    made = {"recovery": share, "effect": share if direction == "denoise" else 1 - share}
     result, effect = (
         labelled(values, name=name, units=units, paper=PAPER, attrs=attrs, **names)
-        for name, values in (("recovery", recovered), ("effect", moved))
+        for name, values in made.items()
     )
     serves = ("receiver", [each.serves for each in receiving])
-    return result.assign_coords(
-        raw=(result.dims, raw), effect=effect.variable, serves=serves
-    )
+    raws = result.dims, raw
+    return result.assign_coords(raw=raws, effect=effect.variable, serves=serves)
 
 
 def _measured(
