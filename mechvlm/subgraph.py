@@ -23,13 +23,13 @@ from mechvlm.interventions import Patch
 from mechvlm.layout import Positions
 from mechvlm.metrics import Metric
 from mechvlm.models.attention import wide
-from mechvlm.models.family import Layer
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.lowering import RunLike, Sources
 from mechvlm.models.rowwise.base import Base, read_out
 from mechvlm.models.rowwise.batches import Item
 from mechvlm.models.rowwise.packing import most_rows, packed
 from mechvlm.models.rowwise.rows import RowPass
+from mechvlm.models.rowwise.sending import written
 from mechvlm.record import Run
 from mechvlm.sites import Site
 
@@ -147,7 +147,7 @@ class Ground:
         stream = [wide(ablated[Site("embed")])]
         for number, block in enumerate(vlm.tapped.blocks):
             z = ablated[Site("z", number)].flatten(1)
-            added = wide(_attended(block.layer, z))
+            added = wide(written(block.layer, z))
             added = added + wide(ablated[Site("mlp_out", number)]).to(added.device)
             stream.append(stream[-1] + added.to(stream[-1].device))
         return cls(run.base, ablated, groups, tuple(stream))
@@ -192,15 +192,6 @@ def answers(
     return metric.of_columns(read_out(vlm, rows, metric.tokens))
 
 
-def _attended(layer: Layer, z: Float[Tensor, "position z"]) -> Tensor:
-    """What a layer's heads add to the stream."""
-    out: Tensor = layer.o(z)
-    if layer.attn_out is layer.attn:
-        return out
-    normed: Tensor = layer.attn_out(out)
-    return normed
-
-
 class _Values:
     """What the nodes of one wiring give, as far as it is known."""
 
@@ -232,7 +223,7 @@ class _Values:
         total = ground.stream[layer]
         if behind_heads:
             z = ground.ablated[Site("z", layer)].flatten(1)
-            heads = _attended(self._vlm.tapped.blocks[layer].layer, z)
+            heads = written(self._vlm.tapped.blocks[layer].layer, z)
             total = total + wide(heads).to(total.device)
         for added in self._terms(self.wiring.to(node)):
             total = total + added.to(total.device)
@@ -257,7 +248,7 @@ class _Values:
             for node in heads:
                 mixed[:, node.head] = self._z[number][:, node.head]
             layer = self._vlm.tapped.blocks[number].layer
-            both = (wide(_attended(layer, x.flatten(1))) for x in (mixed, ablated))
+            both = (wide(written(layer, x.flatten(1))) for x in (mixed, ablated))
             new, old = both
             self._written[heads] = new - old
         return self._written[heads]
@@ -304,7 +295,7 @@ class _Run:
             takes.append(take)
         projected = self._projected(number, streams)
         joined = [self._joined(number, take, projected) for take in takes]
-        for each, z in zip(busy, self._attended(number, joined), strict=True):
+        for each, z in zip(busy, self.written(number, joined), strict=True):
             each.keep_heads(number, z)
 
     def think(self, number: int, values: Sequence[_Values]) -> None:
@@ -345,7 +336,7 @@ class _Run:
             joined[site][:, node.head] = of[place][site][:, node.head]
         return joined
 
-    def _attended(
+    def written(
         self, number: int, joined: Sequence[dict[Site, Tensor]]
     ) -> list[Tensor]:
         site = Site("z", number)
