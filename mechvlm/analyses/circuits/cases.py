@@ -41,9 +41,9 @@ __all__ = [
     "kept_by",
     "live",
     "named",
+    "over_pairs",
     "settled",
     "spread",
-    "weighed",
 ]
 
 PAPER = "arXiv:2211.00593"
@@ -297,6 +297,6 @@ def named(pairs: Sequence[Pair]) -> list[str]:
     return ids_of([pair.id for pair in pairs], "pair")
 
 
-def weighed(kept: Sequence[Tensor], gaps: Sequence[float]) -> Float[Tensor, " row"]:
+def over_pairs(kept: Sequence[Tensor], gaps: Sequence[float]) -> Float[Tensor, " row"]:
     """What is kept over all pairs, by all that there is to keep."""
     return torch.stack(list(kept)).double().sum(dim=0) / sum(gaps)

@@ -15,8 +15,8 @@ from mechvlm.analyses.circuits.cases import (
     described,
     exists,
     live,
+    over_pairs,
     settled,
-    weighed,
 )
 from mechvlm.errors import CircuitError
 from mechvlm.graph import Circuit, Edge, Shape
@@ -189,7 +189,7 @@ def _measured(
         share = edge_effects(vlm, case.bound, edges).double().cpu()
         lost.append(share * case.bound.gap)
         gaps.append(case.gap)
-    return dict(zip(edges, weighed(lost, gaps).tolist(), strict=True))
+    return dict(zip(edges, over_pairs(lost, gaps).tolist(), strict=True))
 
 
 def _measured_within(
@@ -203,7 +203,7 @@ def _measured_within(
         all_of_it = case.kept(vlm, [whole])
         kept.append(all_of_it - case.kept(vlm, less))
         gaps.append(case.gap)
-    return dict(zip(area.edges, weighed(kept, gaps).tolist(), strict=True))
+    return dict(zip(area.edges, over_pairs(kept, gaps).tolist(), strict=True))
 
 
 def _grown(

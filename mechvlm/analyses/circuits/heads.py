@@ -14,8 +14,8 @@ from mechvlm.analyses.circuits.cases import (
     cases,
     described,
     live,
+    over_pairs,
     settled,
-    weighed,
 )
 from mechvlm.errors import CircuitError
 from mechvlm.graph import Circuit, Node, Shape
@@ -113,7 +113,7 @@ def _kept(
     for case in ready:
         kept.append(case.kept(vlm, wirings))
         gaps.append(case.gap)
-    return weighed(kept, gaps)
+    return over_pairs(kept, gaps)
 
 
 def _screened(vlm: HookedVLM, ready: Iterable[Case], shape: Shape) -> list[Node]:
