@@ -2,7 +2,6 @@
 
 import tiny
 import torch
-from transformer_lens.patching import get_act_patch_direct_path
 
 import mechvlm as mv
 from mechvlm import PathPatch, Site
@@ -23,6 +22,9 @@ def texts(vlm):
 
 def check_against(kind, component):
     """Every later head's input, from one head, at all positions."""
+    # Here, for the tests of TransformerLens 3 are collected beside this one.
+    from transformer_lens.patching import get_act_patch_direct_path
+
     vlm = mv.HookedVLM(*tiny.build(kind))
     base, donor = texts(vlm)
     bridge = vlm.to_bridge()

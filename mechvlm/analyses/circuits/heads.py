@@ -63,8 +63,8 @@ def discover_heads(
         CircuitError: There are fewer than `n` heads to choose from.
         EngineError, InterventionError, MetricError, PairError, RunError: As `discover`.
 
-    Paper: greedy choice of nodes as in the search for minimal circuits of Wang et al.
-    2022, arXiv:2211.00593.
+    Paper: what is made largest is the faithfulness of Wang et al. 2022,
+    arXiv:2211.00593.
 
     Example:
         >>> import mechvlm as mv
