@@ -101,9 +101,14 @@ class Wiring:
         """Nodes whose own value anything gets."""
         return frozenset(node for senders in self.senders.values() for node in senders)
 
-    def heads(self, layer: int) -> list[Node]:
-        """The heads of a layer that have a value of their own, in order."""
-        return sorted(n for n in self.givers if n.kind == "head" and n.layer == layer)
+    @cached_property
+    def heads(self) -> Mapping[int, list[Node]]:
+        """The heads that have a value of their own, by layer; no others are named."""
+        found: dict[int, list[Node]] = {}
+        for node in self.givers:
+            if node.kind == "head":
+                found.setdefault(node.layer or 0, []).append(node)
+        return found
 
     def to(self, node: Node) -> frozenset[Node]:
         """What gives its own value to a node."""
@@ -120,12 +125,14 @@ class Ground:
         groups: Token groups by name.
         stream: The stream that enters each layer when all is ablated, and the one that
             leaves the last: sums of what `ablated` gives, in fp32 or wider.
+        by_heads: What each layer's heads add to that stream, likewise.
     """
 
     base: Base
     ablated: RunLike
     groups: Mapping[str, Positions]
     stream: tuple[Float[Tensor, "position d_model"], ...] = field(repr=False)
+    by_heads: tuple[Float[Tensor, "position d_model"], ...] = field(repr=False)
 
     @classmethod
     def of(
@@ -144,13 +151,14 @@ class Ground:
             raise EngineError(
                 "circuits are run on a base run; make it with base_run(vlm, prompt)."
             )
-        stream = [wide(ablated[Site("embed")])]
+        stream, by_heads = [wide(ablated[Site("embed")])], []
         for number, block in enumerate(vlm.tapped.blocks):
             z = ablated[Site("z", number)].flatten(1)
-            added = wide(written(block.layer, z))
-            added = added + wide(ablated[Site("mlp_out", number)]).to(added.device)
+            heads = wide(written(block.layer, z))
+            added = heads + wide(ablated[Site("mlp_out", number)]).to(heads.device)
             stream.append(stream[-1] + added.to(stream[-1].device))
-        return cls(run.base, ablated, groups, tuple(stream))
+            by_heads.append(heads)
+        return cls(run.base, ablated, groups, tuple(stream), tuple(by_heads))
 
 
 @torch.no_grad()
@@ -222,9 +230,7 @@ class _Values:
         ground = self._ground
         total = ground.stream[layer]
         if behind_heads:
-            z = ground.ablated[Site("z", layer)].flatten(1)
-            heads = written(self._vlm.tapped.blocks[layer].layer, z)
-            total = total + wide(heads).to(total.device)
+            total = total + ground.by_heads[layer].to(total.device)
         for added in self._terms(self.wiring.to(node)):
             total = total + added.to(total.device)
         # Summed in fp32 and rounded once: many 16-bit sums would drown small effects.
@@ -243,14 +249,12 @@ class _Values:
 
     def _by_heads(self, number: int, heads: frozenset[Node]) -> Tensor:
         if heads not in self._written:
-            ablated = self._ground.ablated[Site("z", number)]
-            mixed = ablated.clone()
+            mixed = self._ground.ablated[Site("z", number)].clone()
             for node in heads:
                 mixed[:, node.head] = self._z[number][:, node.head]
             layer = self._vlm.tapped.blocks[number].layer
-            both = (wide(written(layer, x.flatten(1))) for x in (mixed, ablated))
-            new, old = both
-            self._written[heads] = new - old
+            new = wide(written(layer, mixed.flatten(1)))
+            self._written[heads] = new - self._ground.by_heads[number]
         return self._written[heads]
 
     def keep_heads(self, number: int, z: Float[Tensor, "position head d_head"]) -> None:
@@ -279,7 +283,7 @@ class _Run:
 
     def attend(self, number: int, values: Sequence[_Values]) -> None:
         """What the heads of a layer give, from what their inputs get."""
-        busy = [each for each in values if each.wiring.heads(number)]
+        busy = [each for each in values if number in each.wiring.heads]
         inputs = [self._inputs(number, each) for each in busy]
         streams: list[Tensor] = []
         takes: list[dict[Node, int]] = []
@@ -295,7 +299,7 @@ class _Run:
             takes.append(take)
         projected = self._projected(number, streams)
         joined = [self._joined(number, take, projected) for take in takes]
-        for each, z in zip(busy, self.written(number, joined), strict=True):
+        for each, z in zip(busy, self._attended(number, joined), strict=True):
             each.keep_heads(number, z)
 
     def think(self, number: int, values: Sequence[_Values]) -> None:
@@ -311,7 +315,7 @@ class _Run:
 
     def _inputs(self, number: int, each: _Values) -> list[Node]:
         """The inputs of a layer's heads that are in a wiring."""
-        heads = each.wiring.heads(number)
+        heads = each.wiring.heads[number]
         return sorted({node for head in heads for node in self._shape.inputs(head)})
 
     def _projected(
@@ -336,9 +340,10 @@ class _Run:
             joined[site][:, node.head] = of[place][site][:, node.head]
         return joined
 
-    def written(
+    def _attended(
         self, number: int, joined: Sequence[dict[Site, Tensor]]
     ) -> list[Tensor]:
+        """What heads make of their queries, keys and values."""
         site = Site("z", number)
         step = Step(number, self._rows, self._rows, True, len(self._rows))
         return [each[site] for each in self._heard(joined, step, (site,))]

@@ -45,7 +45,7 @@ def true_circuit(circuit):
     return Circuit.parse(planted.EDGES[circuit], SHAPE)
 
 
-def close(found, wanted):
+def check_close(found, wanted):
     assert found == pytest.approx(wanted, rel=0, abs=planted.TOLERANCE)
 
 
@@ -63,7 +63,7 @@ def test_discover_finds_the_planted_edges_and_no_other(circuit, ablation, top):
     )
     assert set(found.effects) == set(planted.EDGES[circuit])
     # The mean of the two prompts lies half-way, where the logits of both are equal.
-    close(list(found.effects.values()), [1.0] * len(found))
+    check_close(list(found.effects.values()), [1.0] * len(found))
 
 
 @pytest.mark.parametrize("circuit", FOUND)
@@ -79,8 +79,8 @@ def test_the_planted_circuit_is_all_there_is(circuit):
     judged = mv.faithfulness(vlm, [pair], true_circuit(circuit))
     assert float(judged["faithfulness"][0]) >= 0.99
     assert float(judged["without"][0]) <= 0.05
-    close(float(judged["faithfulness"][0]), 1.0)
-    close(float(judged["without"][0]), 0.0)
+    check_close(float(judged["faithfulness"][0]), 1.0)
+    check_close(float(judged["without"][0]), 0.0)
     assert int(judged["heads"][0]) == len(true_circuit(circuit).of_kind("head"))
 
 
@@ -91,12 +91,12 @@ def test_a_circuit_without_any_one_edge_is_nothing(circuit):
     true = true_circuit(circuit)
     parts = {str(edge): true.without(edge) for edge in true.edges}
     judged = mv.faithfulness(vlm, [pair], parts)
-    close(judged["faithfulness"].values.tolist(), [0.0] * len(true))
+    check_close(judged["faithfulness"].values.tolist(), [0.0] * len(true))
     lost = mv.minimality(vlm, [pair], true, of="edges")
     assert lost["part"].values.tolist() == list(parts)
-    close(lost["loss"].values.tolist(), [1.0] * len(true))
+    check_close(lost["loss"].values.tolist(), [1.0] * len(true))
     nodes = mv.minimality(vlm, [pair], true)
-    close(nodes["loss"].values.tolist(), [1.0] * nodes.sizes["part"])
+    check_close(nodes["loss"].values.tolist(), [1.0] * nodes.sizes["part"])
 
 
 @pytest.mark.parametrize("circuit", FOUND)
@@ -106,9 +106,9 @@ def test_the_planted_circuit_is_complete(circuit):
     found = mv.completeness(vlm, [pair], true, n_sets=4)
     assert found["set"].values[0] == "nothing"
     wanted = [1.0, *[0.0] * (found.sizes["set"] - 1)]
-    close(found["circuit"].values.tolist(), wanted)
-    close(found["model"].values.tolist(), wanted)
-    close(found.attrs["incompleteness"], 0.0)
+    check_close(found["circuit"].values.tolist(), wanted)
+    check_close(found["model"].values.tolist(), wanted)
+    check_close(found.attrs["incompleteness"], 0.0)
 
 
 def test_what_lacks_a_way_is_incomplete():
@@ -119,7 +119,9 @@ def test_what_lacks_a_way_is_incomplete():
     found = mv.completeness(vlm, [pair], stray, n_sets=0)
     labels = found["set"].values.tolist()
     wanted = {"nothing": 1.0, "L1.H1": 1.0, "L0.H0": 0.0, "L2.H0": 0.0}
-    close(found["difference"].values.tolist(), [wanted[label] for label in labels])
+    check_close(
+        found["difference"].values.tolist(), [wanted[label] for label in labels]
+    )
 
 
 @pytest.mark.parametrize("circuit", FOUND)
@@ -129,7 +131,7 @@ def test_random_circuits_are_rarely_the_true_one(circuit, nodes):
     vlm, pair = pair_of(circuit)
     true = true_circuit(circuit)
     found = mv.random_baseline(vlm, [pair], true, n=30, nodes=nodes)
-    close(found.attrs["circuit"], 1.0)
+    check_close(found.attrs["circuit"], 1.0)
     kept = found["faithfulness"].values
     assert np.minimum(abs(kept), abs(kept - 1)).max() < planted.TOLERANCE
     reached = int((kept > 0.5).sum())
@@ -168,7 +170,7 @@ def test_the_heads_that_write_are_chosen_first(circuit):
     assert {str(node) for node in found.of_kind("head")} == wanted
     order, kept = zip(*found.about["gains"], strict=True)
     assert set(order) == wanted
-    close(kept[-1], 1.0)
+    check_close(kept[-1], 1.0)
     within = mv.discover(vlm, [pair], within=found, threshold=0.05)
     assert within == Circuit.parse(planted.EDGES[circuit], SHAPE, model=within.model)
 
@@ -184,9 +186,9 @@ def test_zeros_ablate_too():
     vlm, pair = pair_of("direct")
     every = Circuit.whole(SHAPE, pair.groups)
     judged = mv.faithfulness(vlm, [pair], every, ablation="zero")
-    close(float(judged["faithfulness"][0]), 1.0)
-    close(float(judged["without"][0]), 0.0)
-    close(float(judged["empty"][0]), 0.0)
+    check_close(float(judged["faithfulness"][0]), 1.0)
+    check_close(float(judged["without"][0]), 0.0)
+    check_close(float(judged["empty"][0]), 0.0)
 
 
 # --- over pairs ---------------------------------------------------------------------
