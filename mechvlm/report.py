@@ -12,7 +12,7 @@ from PIL import Image
 
 from mechvlm.errors import ResultError
 from mechvlm.papers import PAPERS, cite
-from mechvlm.viz.figure import CSP, Figure, asset, scripts_of
+from mechvlm.viz.figure import CSP, Figure, asset, scripts_of, style
 from mechvlm.viz.files import write_atomically
 from mechvlm.viz.payload import picture_uri
 
@@ -77,12 +77,12 @@ def page(
     """
     figures = [section.figure for section in sections if section.figure is not None]
     parts = [part(section, i) for i, section in enumerate(sections, 1)]
-    style = asset("figure.css") + asset("report.css")
+    look = style() + asset("report.css")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style></head>\n"
+        f"<title>{escape(title)}</title>\n<style>{look}</style></head>\n"
         '<body class="mv-page mv-report"><main>\n'
         f"<header><h1>{escape(title)}</h1>{prose(lead, 'lead')}</header>\n"
         f"{contents(sections)}{''.join(parts)}</main>\n"

@@ -113,7 +113,7 @@ def test_arrow_keys_walk_the_map(visit):
 
 
 def test_hover_reads_all_lines_at_a_layer(visit):
-    made = visit(viz.curves(knockout()).html)
+    made = visit(viz.lines(knockout()).html)
     box = made.page.locator("path.mv-line").first.bounding_box()
     made.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)
     said = made.read_out().replace("\N{MINUS SIGN}", "-")
@@ -128,7 +128,7 @@ def with_intervals():
 
 
 def test_bands_are_drawn_and_read(visit):
-    made = visit(viz.curves(with_intervals()).html)
+    made = visit(viz.lines(with_intervals()).html)
     assert made.page.locator("path.mv-band").count() == 2
     box = made.page.locator("path.mv-line").first.bounding_box()
     made.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)

@@ -28,7 +28,7 @@ class Session:
 
 def measured(session):
     table = [("layer", "value"), (0, 0.25), (1, float("nan"))]
-    figure = viz.curves(NUMBERS)
+    figure = viz.lines(NUMBERS)
     return Finding("it is so.", True, table, {"numbers": NUMBERS}, figure)
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from mechvlm import viz
 from mechvlm.errors import ResultError
-from mechvlm.viz.curves import spread
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.files import write_atomically
 from mechvlm.viz.labels import axis, describe
+from mechvlm.viz.lines import spread
 from mechvlm.viz.overlay import cells, segments
-from mechvlm.viz.palette import ABOVE, BELOW, scale_of
+from mechvlm.viz.palette import DARK, LIGHT, scale_of
 from mechvlm.viz.payload import packed, script_json
 
 HOSTILE = (
@@ -98,7 +98,7 @@ def every_figure() -> dict[str, Figure]:
     """One figure of each kind, hostile tokens in all of them."""
     return {
         "map": viz.heatmap(patching()),
-        "curves": viz.curves(knockout()),
+        "lines": viz.lines(knockout()),
         "bars": viz.bars(knockout()),
         "overlay": viz.overlay(patching(), picture(), outline=(8, 8, 40, 40)),
         "attention": viz.attention(attention()),
@@ -116,10 +116,10 @@ def payload(figure: Figure) -> dict:
 
 def test_intervals_reach_the_page_as_bands():
     lines = knockout().assign_coords(low=knockout() - 3, high=knockout() + 4)
-    for figure in (viz.curves(lines), viz.bars(lines)):
+    for figure in (viz.lines(lines), viz.bars(lines)):
         assert [band["high"] for band in payload(figure)["bands"]] == [-1.0, 6.0]
-    assert payload(viz.curves(knockout()))["bands"] == []
-    for draw in (viz.curves, viz.bars):
+    assert payload(viz.lines(knockout()))["bands"] == []
+    for draw in (viz.lines, viz.bars):
         alone = draw(lines.isel(cut=0, drop=True))
         assert [band["low"] for band in payload(alone)["bands"]] == [-53.0, -46.0]
 
@@ -225,10 +225,12 @@ def lightness(colour: str) -> float:
     return float(np.cbrt(mix @ c) @ [0.2104542553, 0.7936177850, -0.0040720468])
 
 
-@pytest.mark.parametrize("arm", [ABOVE, BELOW])
-def test_equal_steps_of_value_are_equal_steps_of_lightness(arm):
-    steps = np.diff([lightness(colour) for colour in arm])
-    assert (steps < 0).all()
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("arm", ["above", "below"])
+def test_equal_steps_of_value_are_equal_steps_of_lightness(theme, arm):
+    stops = {"above": theme.above, "below": theme.below}[arm]
+    steps = np.diff([lightness(colour) for colour in stops])
+    assert (steps < 0).all() if theme is LIGHT else (steps > 0).all()
     np.testing.assert_allclose(steps, steps.mean(), atol=0.004)
 
 
@@ -236,11 +238,12 @@ def test_equal_steps_of_value_are_equal_steps_of_lightness(arm):
     ("values", "low", "high"),
     [([0.1, 0.9], 0, 0.9), ([-80, -1], -80, 0), ([-0.2, 1], -1, 1), ([0, 0], 0, 1)],
 )
-def test_zero_is_paper_white(values, low, high):
+def test_zero_is_the_colour_of_the_ground(values, low, high):
     scale = scale_of(xr.DataArray([*values, np.nan]))
     assert (scale.low, scale.high) == (low, high)
-    at = round((0 - low) / (high - low) * (len(scale.stops) - 1))
-    assert scale.stops[at] == ABOVE[0]
+    for theme in (LIGHT, DARK):
+        at = round((0 - low) / (high - low) * (len(scale.stops(theme)) - 1))
+        assert scale.stops(theme)[at] == theme.above[0] == theme.below[0]
 
 
 def hand_made() -> xr.DataArray:
@@ -401,7 +404,7 @@ def test_a_write_that_fails_leaves_no_part(tmp_path):
     [
         (lambda: viz.heatmap(attention()), "wants two dimensions"),
         (lambda: viz.heatmap(patching() * np.nan), "no finite number"),
-        (lambda: viz.curves(attention()), "curves want"),
+        (lambda: viz.lines(attention()), "lines want"),
         (lambda: viz.bars(attention()), "bars want"),
         (lambda: viz.overlay(knockout(), picture()), r"wants \(layer, position\)"),
         (lambda: viz.overlay(patching(), picture(), grid=1), "1 image grids"),
@@ -436,7 +439,7 @@ def test_missing_cells_and_no_coordinates_still_draw():
     bare = xr.DataArray(np.eye(3), dims=("layer", "head")).where(lambda x: x > 0)
     assert Image.open(io.BytesIO(viz.heatmap(bare).png)).width > 300
     one = xr.DataArray([1.0, np.nan, 2.0], dims=("layer",))
-    assert Image.open(io.BytesIO(viz.curves(one).png)).width > 300
+    assert Image.open(io.BytesIO(viz.lines(one).png)).width > 300
 
 
 def test_importing_viz_loads_nothing_heavy():

@@ -137,8 +137,8 @@ def cross_patch(
         >>> target = vlm.prompt(ask, red.image)
         >>> donor = vlm.prompt(ask, red.recolored(0, "blue").image)
         >>> swap = mv.Swap(target, donor, ("red",), ("blue",))
-        >>> curves = mv.cross_patch(vlm, [swap], max_new_tokens=2)
-        >>> curves["original"].dims, curves["p_injected"].sizes["layer"]
+        >>> named = mv.cross_patch(vlm, [swap], max_new_tokens=2)
+        >>> named["original"].dims, named["p_injected"].sizes["layer"]
         (('layer',), 8)
     """
     swaps = several(swaps, Swap, "swaps", "[Swap(target, donor, original, injected)]")

@@ -21,7 +21,7 @@ from mechvlm.models.hooked import HookedVLM
 from mechvlm.models.load import load
 from mechvlm.prompts import Prompt
 from mechvlm.report import Section, write
-from mechvlm.viz import attention, attention_from_last, curves, heatmap, overlay
+from mechvlm.viz import attention, attention_from_last, heatmap, lines, overlay
 
 __all__ = ["run"]
 
@@ -143,12 +143,12 @@ def _results(
         Section(
             "The way of the answer",
             sentences[1] + " Each line: all positions of a set are patched at once.",
-            figure=curves(way.rename(set="cut").transpose("cut", "layer")),
+            figure=lines(way.rename(set="cut").transpose("cut", "layer")),
         ),
         Section(
             "Who reads whom",
             sentences[0] + " Each line: a cut in this layer and all later ones.",
-            figure=curves(drop),
+            figure=lines(drop),
         ),
         Section(
             "Where on the image",

@@ -25,7 +25,7 @@ from mechvlm.reproduce.finding import Claim, Finding, Row
 from mechvlm.reproduce.material import NAMING, entities
 from mechvlm.reproduce.shapes import beside, beyond, columns, stacked, with_interval
 from mechvlm.reproduce.study import Study
-from mechvlm.viz import bars, curves, heatmap
+from mechvlm.viz import bars, heatmap, lines
 
 __all__ = ["COHEN", "Known"]
 
@@ -208,7 +208,7 @@ def _replaced(session: Session) -> Finding:
         max_new_tokens=session.n_new,
     )
     sides = ("original", "injected")
-    lines = with_interval(
+    series = with_interval(
         found, sides, "names", "Which entity is named once the picture is exchanged"
     )
     critical = float(found["critical_layer"])
@@ -225,13 +225,13 @@ def _replaced(session: Session) -> Finding:
         deep and follows > 0.5,
         _layer_table(found, sides),
         {"cross_patch": found},
-        curves(lines),
+        lines(series),
     )
 
 
 def _frozen(session: Session) -> Finding:
     found = freeze(session.vlm, session.posed, max_new_tokens=session.n_new)
-    lines = with_interval(
+    series = with_interval(
         found, ("rate",), "kept from layer", "Who is still named with the image frozen"
     )
     first, last = float(found["rate"][0]), float(found["rate"][-1])
@@ -242,7 +242,7 @@ def _frozen(session: Session) -> Finding:
         early,
         _layer_table(found, ("rate",)),
         {"freeze": found},
-        curves(lines.rename(source="layer")),
+        lines(series.rename(source="layer")),
     )
 
 
@@ -255,14 +255,14 @@ def _cut(session: Session) -> Finding:
     }
     each: dict[str, xr.DataArray]
     each = {name: columns(of, "rate") for name, of in found.items()}
-    lines = stacked(each, "cut", "Who is named with the image cut off")
-    half = lines.sizes["n_cut"] // 2
-    above, below = (float(lines.sel(cut=name)[half]) for name in found)
+    series = stacked(each, "cut", "Who is named with the image cut off")
+    half = series.sizes["n_cut"] // 2
+    above, below = (float(series.sel(cut=name)[half]) for name in found)
     rows = [
         (name, int(n), float(line.sel(n_cut=n)), float(line["low"].sel(n_cut=n)),
          float(line["high"].sel(n_cut=n)))
         for name in found
-        for line in [lines.sel(cut=name)]
+        for line in [series.sel(cut=name)]
         for n in line["n_cut"].values
     ]  # fmt: skip
     return Finding(
@@ -271,7 +271,7 @@ def _cut(session: Session) -> Finding:
         below > above,
         [("cut", "layers cut", "share named", "low", "high"), *rows],
         {f"cumulative_knockout_{k.replace('-', '_')}": v for k, v in found.items()},
-        curves(lines),
+        lines(series),
     )
 
 

@@ -32,7 +32,7 @@ from mechvlm.reproduce.material import DESCRIBE, asked_twice, called_things, ite
 from mechvlm.reproduce.shapes import beyond, columns, stacked, titled
 from mechvlm.reproduce.study import Study
 from mechvlm.statistics import mean_of
-from mechvlm.viz import bars, curves
+from mechvlm.viz import bars, lines
 
 __all__ = ["KADURI", "Descriptions"]
 
@@ -135,7 +135,7 @@ def _fractions(session: Session) -> Finding:
         for name, left_out in (("all", ()), ("without BOS", ("bos",)))
     }
     every, rest = pooled["all"], pooled["without BOS"]
-    lines = stacked(
+    series = stacked(
         {
             str(group): columns(every, "prompt_mean", group=str(group))
             for group in every["group"].values
@@ -152,7 +152,7 @@ def _fractions(session: Session) -> Finding:
         text > image,
         _group_rows(pooled),
         {f"attention_fraction_{k.replace(' ', '_')}": v for k, v in pooled.items()},
-        curves(lines.assign_attrs(titled("Attention of generated tokens", every))),
+        lines(series.assign_attrs(titled("Attention of generated tokens", every))),
     )
 
 
@@ -167,10 +167,10 @@ def _captions(session: Session) -> Finding:
         max_new_tokens=shown.describe.max_new_tokens,
     )
     f1 = found.sel(measure="f1")
-    lines = _caption_lines(f1)
-    generated, text, both = (float(lines.sel(flow=flow)[0]) for flow in FLOWS)
-    apart = float(lines["high"].sel(flow=FLOWS[1])[0]) < float(
-        lines["low"].sel(flow=FLOWS[0])[0]
+    series = _caption_lines(f1)
+    generated, text, both = (float(series.sel(flow=flow)[0]) for flow in FLOWS)
+    apart = float(series["high"].sel(flow=FLOWS[1])[0]) < float(
+        series["low"].sel(flow=FLOWS[0])[0]
     )
     inside, outside = (
         float(f1["mean"].sel(flow="image->both", cut=cut))
@@ -184,7 +184,7 @@ def _captions(session: Session) -> Finding:
         apart and both <= text,
         _caption_rows(f1),
         {"caption_knockout": found},
-        curves(lines.assign_attrs(titled("Objects that a description keeps", found))),
+        lines(series.assign_attrs(titled("Objects that a description keeps", found))),
     )
 
 
@@ -208,7 +208,7 @@ def _located(session: Session) -> Finding:
     found = localization_accuracy(
         vlm, shown.items, reading=shown.describe, objects="named"
     )
-    lines = stacked({"peak on the object": columns(found, "accuracy")}, "read", "hits")
+    series = stacked({"peak on the object": columns(found, "accuracy")}, "read", "hits")
     better = found["hit"] - found["chance"]
     best = int(better[::2].mean("object").values.argmax())
     tested = better[1::2].isel(layer=best).values
@@ -230,7 +230,7 @@ def _located(session: Session) -> Finding:
         beyond(over.low),
         rows,
         {"localization": found},
-        curves(lines.assign_attrs(titled("Attention that peaks on its object", found))),
+        lines(series.assign_attrs(titled("Attention that peaks on its object", found))),
     )
 
 

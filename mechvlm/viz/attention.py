@@ -17,7 +17,7 @@ from mechvlm.viz.collapse import collapse
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import axis, called, shown
-from mechvlm.viz.palette import ABOVE, Scale
+from mechvlm.viz.palette import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,7 +177,7 @@ def drawn(small: xr.DataArray) -> Drawing:
     above, cell = 0.62, wide + 0.3
     width, height = gutter + cols * (wide + 0.2) + 1.0, above + rows * cell + gutter
     drawing = stills.blank(width, height)
-    scale = Scale(0.0, 1.0, ABOVE)
+    scale = Scale(0.0, 1.0)
     for head in range(heads):
         row, col = divmod(head, cols)
         x, y = gutter + col * (wide + 0.2), height - above - (row + 1) * cell + 0.05

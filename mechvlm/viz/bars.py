@@ -10,10 +10,10 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
-from mechvlm.viz.curves import bounds, names
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.labels import axis, called, title, units
-from mechvlm.viz.palette import LINES, scale_of
+from mechvlm.viz.lines import bounds, names
+from mechvlm.viz.palette import scale_of
 from mechvlm.viz.payload import packed, spoken
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def bars(result: xr.DataArray) -> Figure:
         "series": names(series),
         "rows": spoken(rows),
         "values": packed(series.values),
-        "colours": LINES,
         "units": units(result),
         "bands": [packed(bound) for bound in bounds(series)],
     }
@@ -80,15 +79,15 @@ def drawn(series: xr.DataArray) -> Drawing:
     ends = bounds(series)
     for i, line in enumerate(values):
         where = at + (i - (n_series - 1) / 2) * BAR
-        colour = LINES[i % len(LINES)]
+        colour = stills.series(i)
         axes.barh(where, line, BAR * 0.86, color=colour, label=names(series)[i])
         if ends:
-            axes.hlines(where, ends[0][i], ends[1][i], color=stills.INK, lw=1.1)
-    axes.axvline(0, color=stills.FAINT, lw=0.9)
+            axes.hlines(where, ends[0][i], ends[1][i], color=stills.theme().ink, lw=1.1)
+    axes.axvline(0, color=stills.theme().faint, lw=0.9)
     axes.set_yticks(at, [stills.shortened(name, 40) for name in labels])
     axes.set_ylim(at[-1] + step / 2, at[0] - step / 2)
     axes.set_xlabel(units(series))
-    axes.grid(axis="x", color="#eceef0", lw=0.7)
+    axes.grid(axis="x", color=stills.theme().rule, lw=0.7)
     axes.set_axisbelow(True)
     stills.quiet_axes(axes)
     axes.tick_params(axis="y", length=0)

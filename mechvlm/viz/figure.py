@@ -15,23 +15,47 @@ import xarray as xr
 from mechvlm.errors import ResultError
 from mechvlm.viz.files import write_atomically
 from mechvlm.viz.labels import describe, subtitle, title
+from mechvlm.viz.palette import DARK, LIGHT, Theme
 from mechvlm.viz.payload import data_uri, script_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["CSP", "Figure", "asset", "scripts_of"]
+__all__ = ["CSP", "Figure", "asset", "scripts_of", "style"]
 
 CSP = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
     " script-src 'unsafe-inline'"
 )
+CIRCUITSVIS = frozenset({"attention", "tokens", "top_tokens"})
+"""Kinds of view that circuitsvis draws."""
+
 MIME = {".html": "text/html", ".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def asset(name: str) -> str:
     """Text of one of the files that a page is made of."""
     return resources.files("mechvlm.viz").joinpath("assets", name).read_text("utf-8")
+
+
+def style() -> str:
+    """Style of a page with figures: the themes' colours, then what wears them."""
+    light, dark = variables(LIGHT), variables(DARK)
+    return (
+        f":root {{ color-scheme: light dark; }}\n.mv, .mv-page {{ {light} }}\n"
+        "@media screen and (prefers-color-scheme: dark)"
+        f" {{ .mv, .mv-page {{ {dark} }} }}\n{asset('figure.css')}"
+    )
+
+
+def variables(theme: Theme) -> str:
+    """A theme's colours as CSS custom properties."""
+    named = {
+        "ink": theme.ink, "faint": theme.faint, "rule": theme.rule,
+        "paper": theme.paper, "card": theme.card, "accent": theme.accent,
+    }  # fmt: skip
+    named |= {f"series-{i}": colour for i, colour in enumerate(theme.series)}
+    return " ".join(f"--{name}: {colour};" for name, colour in named.items())
 
 
 def circuitsvis_script() -> str:
@@ -45,9 +69,9 @@ def circuitsvis_script() -> str:
 
 def scripts_of(figures: Iterable[Figure]) -> str:
     """Script elements that these figures need, each script once."""
-    kinds = sorted({figure.kind for figure in figures})
+    kinds = sorted({kind for figure in figures for kind in figure.kinds})
     texts = [asset("core.js"), *(asset(f"{kind}.js") for kind in kinds)]
-    if "attention" in kinds:
+    if not CIRCUITSVIS.isdisjoint(kinds):
         texts.insert(0, circuitsvis_script())
     start = ["MechVLM.start();"] if kinds else []
     return "\n".join(f"<script>{text}</script>" for text in (*texts, *start))
@@ -63,18 +87,29 @@ class Figure:
         spec: What the page's script draws, as plain values.
         draw: Draws the still picture; called at most once for each format.
         height_px: Height that the live view wants at 900 pixels of width.
+        about: Text for those who do not see the figure; "" describes the data.
+        within: Further kinds whose scripts the view needs.
     """
 
-    data: xr.DataArray
+    data: xr.DataArray | xr.Dataset
     kind: str
     spec: dict[str, object] = field(repr=False)
     draw: Callable[[], Drawing] = field(repr=False)
     height_px: int = 520
+    about: str = ""
+    within: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of view whose scripts a page with this figure needs."""
+        return (self.kind, *self.within)
 
     @property
     def alt(self) -> str:
-        """One sentence for those who do not see the figure."""
-        return describe(self.data)
+        """One sentence or more for those who do not see the figure."""
+        if isinstance(self.data, xr.Dataset):
+            return self.about or title(self.data)
+        return self.about or describe(self.data)
 
     def fragment(self, *, still: bool = False) -> str:
         """The figure as an element for a page that has its style and scripts.
@@ -105,31 +140,33 @@ class Figure:
             f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(title(self.data))}</title>\n"
-            f"<style>{asset('figure.css')}</style></head>\n"
+            f"<style>{style()}</style></head>\n"
             f'<body class="mv-page">{self.fragment()}\n'
             f"{scripts_of([self])}</body></html>\n"
         )
 
     @cached_property
     def png(self) -> bytes:
-        """The still picture, as PNG."""
-        return self._drawn("png")
+        """The still picture, as PNG on light paper."""
+        return self._drawn("png", LIGHT)
 
     @cached_property
     def svg(self) -> bytes:
-        """The still picture, as SVG with its text as outlines."""
-        return self._drawn("svg")
+        """The still picture, as SVG on light paper, with its text as outlines."""
+        return self._drawn("svg", LIGHT)
 
-    def _drawn(self, kind: str) -> bytes:
+    def _drawn(self, kind: str, theme: Theme) -> bytes:
         from mechvlm.viz.stills import rendered
 
-        return rendered(self.draw, kind)
+        return rendered(self.draw, kind, theme)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, theme: Theme = LIGHT) -> Path:
         """Write the figure to a file, whole or not at all.
 
         Args:
             path: Where to; the suffix .html, .png or .svg says what.
+            theme: Colours of a still picture, `viz.LIGHT` or `viz.DARK`. A live page
+                has both and follows its reader's system.
 
         Returns:
             The path written.
@@ -146,10 +183,8 @@ class Figure:
         match path.suffix.lower():
             case ".html":
                 content = self.html.encode()
-            case ".png":
-                content = self.png
-            case _:
-                content = self.svg
+            case suffix:
+                content = self._drawn(suffix[1:], theme)
         return write_atomically(path, content)
 
     def _repr_mimebundle_(

@@ -54,7 +54,7 @@ def heatmap(result: xr.DataArray) -> Figure:
         raise ResultError(
             f"a heat map wants two dimensions; {called(result)} has"
             f" {tuple(result.dims)}. Select the others: result.sel(layer=3), or use"
-            " viz.curves for one line per cut and viz.attention for patterns."
+            " viz.lines for one line per cut and viz.attention for patterns."
         )
     down, across = (axis(result, str(dim)) for dim in result.dims)
     spec: dict[str, object] = {
@@ -140,7 +140,7 @@ def label_columns(axes: Axes, across: Axis, columns: np.ndarray) -> None:
         middles[named],
         [words[i] for i in named],
         rotation=90 if across.tokens else 0,
-        color=stills.INK if across.tokens else stills.FAINT,
+        color=stills.theme().ink if across.tokens else stills.theme().faint,
     )
     axes.set_xlabel(across.name)
     axes.set_xlim(0, columns[-1])
@@ -155,7 +155,7 @@ def band(axes: Axes, across: Axis, columns: np.ndarray, high: float) -> None:
         left, right = columns[start] + 0.015, columns[stop] - 0.015
         line, text = 1 + 0.07 / high, 1 + 0.11 / high
         strong = group == "image"
-        colour = stills.INK if strong else stills.FAINT
+        colour = stills.theme().ink if strong else stills.theme().faint
         axes.plot(
             [left, right], [line, line], transform=place, clip_on=False,
             lw=1.1, color=colour, solid_capstyle="butt",

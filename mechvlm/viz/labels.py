@@ -112,9 +112,10 @@ def units(result: xr.DataArray) -> str:
     return str(result.attrs.get("units", ""))
 
 
-def title(result: xr.DataArray) -> str:
+def title(result: xr.DataArray | xr.Dataset) -> str:
     """Heading of the figure: the long name, else the name."""
-    name = "value" if result.name is None else str(result.name)
+    named = result.name if isinstance(result, xr.DataArray) else None
+    name = "value" if named is None else str(named)
     return str(result.attrs.get("long_name") or name)
 
 
@@ -123,7 +124,7 @@ def called(result: xr.DataArray) -> str:
     return "this result" if result.name is None else str(result.name)
 
 
-def subtitle(result: xr.DataArray) -> str:
+def subtitle(result: xr.DataArray | xr.Dataset) -> str:
     """Model, prompt and metric, so far as the result names them."""
     attrs = result.attrs
     words = [str(attrs["model"])] if attrs.get("model") else []

@@ -226,13 +226,15 @@ def picture(
     axes.imshow(np.asarray(shown), extent=(0, image.width, image.height, 0), zorder=0)
     strokes = [[(x0, y0), (x1, y1)] for x0, y0, x1, y1 in lines]
     axes.add_collection(LineCollection(strokes, colors="white", lw=2.2, zorder=4))
-    axes.add_collection(LineCollection(strokes, colors=stills.INK, lw=1.0, zorder=5))
+    axes.add_collection(
+        LineCollection(strokes, colors=stills.theme().ink, lw=1.0, zorder=5)
+    )
     axes.set_xlim(0, image.width)
     axes.set_ylim(image.height, 0)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set_color("#c9cdd3")
+        spine.set_color(stills.theme().rule)
 
 
 def painted(

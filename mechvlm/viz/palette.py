@@ -1,7 +1,8 @@
 """Colours that mean the same in every figure: blue is above zero, orange below.
 
-Both arms start at the same paper white and lose OKLab lightness in equal steps, so
-equal differences look equal, in grey print and to colour-blind eyes alike.
+Both arms start at the same pale ground (a dark one on dark paper) and move away from it
+in equal steps of OKLab lightness, so equal differences look equal, in grey print and to
+colour-blind eyes alike.
 """
 
 from __future__ import annotations
@@ -13,17 +14,66 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 
-__all__ = ["ABOVE", "BELOW", "LINES", "Scale", "scale_of"]
+__all__ = ["DARK", "LIGHT", "Scale", "Theme", "scale_of"]
 
-ABOVE = (
-    "#f6f5f1", "#c2e2dd", "#8eccce", "#66b2c3", "#4396bc",
-    "#2c79af", "#2b5b9d", "#244181", "#1b2a60",
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """Every colour of the figures, on light or on dark paper.
+
+    Attributes:
+        name: "light" or "dark".
+        ink: Words that matter.
+        faint: Words that explain.
+        rule: Hair lines.
+        paper: Ground of a page.
+        card: Ground of what stands out from the page.
+        accent: Links and what has the focus.
+        missing: Cells without a value.
+        above: Colours of 0 and upwards, in equal steps.
+        below: Colours of 0 and downwards, in equal steps.
+        series: Colours that tell lines, bars and groups apart.
+    """
+
+    name: str
+    ink: str
+    faint: str
+    rule: str
+    paper: str
+    card: str
+    accent: str
+    missing: str
+    above: tuple[str, ...]
+    below: tuple[str, ...]
+    series: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "light", "#20242b", "#646b76", "#d9dce1", "#ffffff", "#f7f7f5", "#2b5b9d",
+    "#d9d9d9",
+    above=(
+        "#f6f5f1", "#c2e2dd", "#8eccce", "#66b2c3", "#4396bc",
+        "#2c79af", "#2b5b9d", "#244181", "#1b2a60",
+    ),
+    below=(
+        "#f6f5f1", "#fbd4a2", "#f4b16f", "#e88f4f", "#d67033",
+        "#bc5526", "#a03d1e", "#812a17", "#611a12",
+    ),
+    series=("#2c79af", "#cf5f2a", "#23947f", "#9a62a8", "#ad8417", "#7b7f87"),
 )  # fmt: skip
-BELOW = (
-    "#f6f5f1", "#fbd4a2", "#f4b16f", "#e88f4f", "#d67033",
-    "#bc5526", "#a03d1e", "#812a17", "#611a12",
+DARK = Theme(
+    "dark", "#e7e9ec", "#a0a7b2", "#3a3f48", "#15171b", "#1e2126", "#7db3e6",
+    "#4a4e57",
+    above=(
+        "#24272c", "#233c60", "#1b538c", "#066eab", "#068bc2",
+        "#2fa7d3", "#5ac2e1", "#88dced", "#b9f5f8",
+    ),
+    below=(
+        "#24272c", "#5b2d22", "#813923", "#a44a23", "#c2622a",
+        "#da7f39", "#ed9f55", "#fbc07b", "#fee4b9",
+    ),
+    series=("#63aee7", "#fe9c73", "#63cab3", "#d095df", "#e4b959", "#afb3bb"),
 )  # fmt: skip
-LINES = ("#2c79af", "#cf5f2a", "#23947f", "#9a62a8", "#ad8417", "#7b7f87")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +83,16 @@ class Scale:
     Attributes:
         low: Value of the first stop.
         high: Value of the last stop.
-        stops: Colours at equal steps from `low` to `high`, as "#rrggbb".
     """
 
     low: float
     high: float
-    stops: tuple[str, ...]
+
+    def stops(self, theme: Theme = LIGHT) -> tuple[str, ...]:
+        """Colours at equal steps from `low` to `high`, as "#rrggbb"."""
+        if self.low < 0 < self.high:
+            return theme.below[:0:-1] + theme.above
+        return theme.below[::-1] if self.low < 0 else theme.above
 
 
 def scale_of(result: xr.DataArray) -> Scale:
@@ -48,7 +102,7 @@ def scale_of(result: xr.DataArray) -> Scale:
         result: Values to colour; NaN is left out.
 
     Returns:
-        A scale that always contains 0, at the paper-white stop.
+        A scale that always contains 0, at the stop of the ground's colour.
 
     Raises:
         ResultError: No value is finite.
@@ -67,7 +121,7 @@ def scale_of(result: xr.DataArray) -> Scale:
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     if low < 0 < high:
         most = max(-low, high)
-        return Scale(-most, most, BELOW[:0:-1] + ABOVE)
+        return Scale(-most, most)
     if low < 0:
-        return Scale(low, 0.0, BELOW[::-1])
-    return Scale(0.0, high or 1.0, ABOVE)
+        return Scale(low, 0.0)
+    return Scale(0.0, high or 1.0)

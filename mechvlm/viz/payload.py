@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mechvlm.viz.labels import Axis
-from mechvlm.viz.palette import Scale
+from mechvlm.viz.palette import DARK, LIGHT, Scale
 
 __all__ = ["data_uri", "packed", "picture_uri", "script_json", "spoken", "tinted"]
 
@@ -64,7 +64,12 @@ def spoken(axis: Axis) -> dict[str, object]:
 
 def tinted(scale: Scale) -> dict[str, object]:
     """A colour scale as the page's scripts read it."""
-    return {"low": scale.low, "high": scale.high, "stops": scale.stops}
+    return {
+        "low": scale.low,
+        "high": scale.high,
+        "light": scale.stops(LIGHT),
+        "dark": scale.stops(DARK),
+    }
 
 
 def data_uri(content: bytes, kind: str) -> str:

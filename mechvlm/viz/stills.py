@@ -6,12 +6,13 @@ import io
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import xarray as xr
 
 from mechvlm.viz.labels import Axis, subtitle, title, units
-from mechvlm.viz.palette import Scale
+from mechvlm.viz.palette import LIGHT, Scale, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,14 +20,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 __all__ = [
-    "FAINT", "INK", "LABEL", "PAPER", "bar", "blank", "colours", "edges", "headed",
-    "quiet_axes", "rendered", "shortened",
+    "LABEL", "bar", "blank", "colours", "edges", "headed", "quiet_axes", "rendered",
+    "series", "shortened", "theme",
 ]  # fmt: skip
 
-INK, FAINT, RULE, PAPER = "#20242b", "#646b76", "#c9cdd3", "#ffffff"
 LABEL = 8.0
 DPI = 160
 FAMILIES = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
+
+
+ON: ContextVar[Theme] = ContextVar("theme of the still being drawn", default=LIGHT)
+
+
+def theme() -> Theme:
+    """Colours of the still that is being drawn."""
+    return ON.get()
+
+
+def series(i: int) -> str:
+    """Colour of the i-th line, bar or group; they begin again after the last one."""
+    colours = theme().series
+    return colours[i % len(colours)]
 
 
 def styled() -> AbstractContextManager[None]:
@@ -36,40 +50,46 @@ def styled() -> AbstractContextManager[None]:
     """
     from matplotlib import font_manager, rc_context
 
-    here = set(font_manager.get_font_names())
+    on, here = theme(), set(font_manager.get_font_names())
     settings = {
         "font.family": [name for name in FAMILIES if name in here],
         "font.size": LABEL,
-        "text.color": INK,
-        "axes.edgecolor": RULE,
-        "axes.labelcolor": FAINT,
+        "text.color": on.ink,
+        "axes.edgecolor": on.rule,
+        "axes.labelcolor": on.faint,
+        "axes.facecolor": on.paper,
         "axes.linewidth": 0.7,
-        "xtick.color": RULE,
-        "ytick.color": RULE,
-        "xtick.labelcolor": FAINT,
-        "ytick.labelcolor": FAINT,
+        "xtick.color": on.rule,
+        "ytick.color": on.rule,
+        "xtick.labelcolor": on.faint,
+        "ytick.labelcolor": on.faint,
         "svg.hashsalt": "mechvlm",
         "text.parse_math": False,
     }
     return rc_context(settings)  # type: ignore[arg-type]
 
 
-def rendered(draw: Callable[[], Drawing], kind: str) -> bytes:
+def rendered(draw: Callable[[], Drawing], kind: str, on: Theme = LIGHT) -> bytes:
     """A drawing as the bytes of a picture; the same drawing gives the same bytes.
 
     Args:
         draw: Makes the drawing.
         kind: "png" or "svg".
+        on: Colours of the paper and of what is drawn on it.
 
     Returns:
         The whole file.
     """
     out = io.BytesIO()
     metadata = {"Software": None} if kind == "png" else {"Date": None}
-    with styled(), warnings.catch_warnings():
-        # A script that no font here has shows as boxes; the live view still reads well.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        draw().savefig(out, format=kind, dpi=DPI, metadata=metadata)
+    before = ON.set(on)
+    try:
+        with styled(), warnings.catch_warnings():
+            # A script that no font here has shows as boxes; the live view reads well.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            draw().savefig(out, format=kind, dpi=DPI, metadata=metadata)
+    finally:
+        ON.reset(before)
     return out.getvalue()
 
 
@@ -78,7 +98,7 @@ def blank(width: float, height: float) -> Drawing:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(width, height), facecolor=PAPER)
+    drawing = Figure(figsize=(width, height), facecolor=theme().paper)
     FigureCanvasAgg(drawing)
     return drawing
 
@@ -92,8 +112,9 @@ def colours(scale: Scale) -> Colormap:
     """A scale as matplotlib's colour map; missing values are grey."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    made = LinearSegmentedColormap.from_list("mechvlm", scale.stops, N=512)
-    return made.with_extremes(bad="#d9d9d9")
+    stops = scale.stops(theme())
+    made = LinearSegmentedColormap.from_list("mechvlm", stops, N=512)
+    return made.with_extremes(bad=theme().missing)
 
 
 def edges(axis: Axis, width: float, cell: float) -> list[float]:
@@ -133,7 +154,9 @@ def headed(drawing: Drawing, result: xr.DataArray, left: float) -> None:
     )
     room = int((width - left) * 15)
     words = shortened(subtitle(result), room)
-    drawing.text(at, 1 - 0.40 / height, words, va="top", fontsize=LABEL, color=FAINT)
+    drawing.text(
+        at, 1 - 0.40 / height, words, va="top", fontsize=LABEL, color=theme().faint
+    )
 
 
 def bar(
@@ -154,7 +177,7 @@ def bar(
     made.outline.set_visible(False)
     axes.tick_params(length=2, width=0.7, pad=2)
     axes.locator_params(nbins=5)
-    axes.set_ylabel(units(result), color=FAINT, labelpad=5)
+    axes.set_ylabel(units(result), color=theme().faint, labelpad=5)
 
 
 def quiet_axes(axes: Axes) -> None:

@@ -26,7 +26,7 @@ from mechvlm.selecting import (
     object_tokens,
     register_tokens,
 )
-from mechvlm.viz import bars, curves
+from mechvlm.viz import bars, lines
 
 __all__ = ["NEO"]
 
@@ -88,8 +88,8 @@ def _lens(session: Session) -> Finding:
     vlm, pictures = session.vlm, session.pictures
     found = _object_lens(vlm, pictures, pictures.items)
     low = float(found["best_rate_over_control"].sel(estimate="low"))
-    lines = lens_lines(found, "Image tokens that decode to their object")
-    own = lines.sel(tokens="object")
+    series = lens_lines(found, "Image tokens that decode to their object")
+    own = series.sel(tokens="object")
     rises = float(own["low"].max()) > float(own["high"][0])
     best, layer = (
         {str(e): float(found[name].sel(estimate=e)) for e in ("mean", "low", "high")}
@@ -101,7 +101,7 @@ def _lens(session: Session) -> Finding:
             False,
             lens_rows(found),
             {"logit_lens": found},
-            curves(lines),
+            lines(series),
         )
     return Finding(
         f"{100 * best['mean']:.0f} % ({100 * best['low']:.0f} to"
@@ -111,7 +111,7 @@ def _lens(session: Session) -> Finding:
         beyond(low) and rises,
         lens_rows(found),
         {"logit_lens": found},
-        curves(lines),
+        lines(series),
     )
 
 
@@ -126,7 +126,7 @@ def _flows(session: Session) -> Finding:
         windows={str(at): range(at, n_layers) for at in range(n_layers)},
         reading=pictures.readings[-1],
     )
-    lines = stacked(
+    series = stacked(
         {
             cut: columns(found, "change", cut=cut).rename(window="from layer")
             for cut in cuts
@@ -144,7 +144,7 @@ def _flows(session: Session) -> Finding:
         apart and bool((ends < 0).all()),
         cut_rows(found, "change"),
         {"knockout_flows": found},
-        curves(lines),
+        lines(series),
     )
 
 
@@ -164,7 +164,7 @@ def _table_2(session: Session) -> Finding:
         beyond(-float(cost.sel(cut="object+1->last", window="all"))),
         cut_rows(found, "accuracy"),
         {"knockout_table": found},
-        curves(picture.assign_attrs(titled("Answers that stay right", found))),
+        lines(picture.assign_attrs(titled("Answers that stay right", found))),
     )
 
 
@@ -209,7 +209,7 @@ def _crowded(session: Session) -> Finding:
         None,
         lens_rows(found),
         {"crowded": found},
-        curves(lens_lines(found, "Tokens that decode to their object, crowded")),
+        lines(lens_lines(found, "Tokens that decode to their object, crowded")),
     )
 
 

@@ -6,7 +6,7 @@ MechVLM.kinds.bars = (plot, spec, output) => {
   const finite = [values, ...ends].flatMap((each) => Array.from(each)).filter(Number.isFinite);
   const low = Math.min(0, ...finite), high = Math.max(0, ...finite);
   const BAR = 13, STEP = BAR * names.length + 16, legend = names.length > 1 ? 26 : 6;
-  const colour = (i) => spec.colours[i % spec.colours.length];
+  const colour = MechVLM.series;
   let chosen = -1, shade = null;
 
   function redraw(width) {

@@ -5,6 +5,9 @@ const MechVLM = (() => {
   const kinds = {};
   const SVG = "http://www.w3.org/2000/svg";
   const MISSING = 65535;
+  const night = window.matchMedia("(prefers-color-scheme: dark)");
+  const dressed = []; // what is painted anew when the theme changes
+  let dark = night.matches;
 
   function el(name, cls, text) {
     const made = document.createElement(name);
@@ -36,16 +39,32 @@ const MechVLM = (() => {
     return out;
   }
 
+  // Runs `paint` now and whenever the page turns light or dark; paper is always light.
+  function themed(paint) {
+    dressed.push(paint);
+    paint();
+  }
+
+  function turn(to) {
+    if (to === dark) return;
+    dark = to;
+    for (const paint of dressed) paint();
+  }
+
   function palette(scale) {
-    const stops = scale.stops.map((h) => [1, 3, 5].map((i) => parseInt(h.slice(i, i + 2), 16)));
+    const rgb = (stops) => stops.map((h) => [1, 3, 5].map((i) => parseInt(h.slice(i, i + 2), 16)));
+    const both = { light: rgb(scale.light), dark: rgb(scale.dark) };
     return (value) => {
-      if (!Number.isFinite(value)) return [217, 217, 217];
+      const stops = dark ? both.dark : both.light;
+      if (!Number.isFinite(value)) return dark ? [74, 78, 87] : [217, 217, 217];
       const share = (value - scale.low) / (scale.high - scale.low || 1);
       const at = Math.min(1, Math.max(0, share)) * (stops.length - 1);
       const i = Math.min(stops.length - 2, Math.floor(at)), rest = at - i;
       return stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * rest));
     };
   }
+
+  const series = (i) => "var(--series-" + (i % 6) + ")";
 
   function number(value) {
     if (!Number.isFinite(value)) return "no value";
@@ -68,7 +87,9 @@ const MechVLM = (() => {
   function bar(scale, units) {
     const box = el("div", "mv-bar"), ends = el("div", "mv-ends");
     const strip = el("div", "mv-strip");
-    strip.style.background = "linear-gradient(to right," + scale.stops.join(",") + ")";
+    themed(() => {
+      strip.style.background = "linear-gradient(to right," + (dark ? scale.dark : scale.light).join(",") + ")";
+    });
     const marks = scale.low < 0 && scale.high > 0 ? [scale.low, 0, scale.high] : [scale.low, scale.high];
     for (const mark of marks) ends.append(el("span", "", number(mark)));
     box.append(strip, ends);
@@ -105,13 +126,22 @@ const MechVLM = (() => {
       const now = Math.floor(plot.clientWidth);
       if (now > 0 && now !== width) redraw((width = now));
     };
-    check();
+    themed(() => {
+      width = 0;
+      check();
+    });
     new ResizeObserver(() => requestAnimationFrame(check)).observe(plot);
   }
 
   function start() {
+    night.addEventListener("change", () => turn(night.matches));
+    window.addEventListener("beforeprint", () => turn(false));
+    window.addEventListener("afterprint", () => turn(night.matches));
     document.querySelectorAll("figure.mv").forEach(begin);
   }
 
-  return { kinds, el, svg, bytes, decode, palette, number, shortened, groupAt, bar, say, ticks, start };
+  return {
+    kinds, el, svg, bytes, decode, palette, series, themed, number, shortened, groupAt, bar, say, ticks, start,
+    get dark() { return dark; },
+  };
 })();

@@ -11,12 +11,14 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
   const raster = el("canvas");
   raster.width = nCols;
   raster.height = nRows;
-  const pixels = new ImageData(nCols, nRows);
-  values.forEach((v, i) => {
-    const row = Math.floor(i / nCols), at = (up ? nRows - 1 - row : row) * nCols + (i % nCols);
-    pixels.data.set([...colour(v), 255], 4 * at);
+  MechVLM.themed(() => {
+    const pixels = new ImageData(nCols, nRows);
+    values.forEach((v, i) => {
+      const row = Math.floor(i / nCols), at = (up ? nRows - 1 - row : row) * nCols + (i % nCols);
+      pixels.data.set([...colour(v), 255], 4 * at);
+    });
+    raster.getContext("2d").putImageData(pixels, 0, 0);
   });
-  raster.getContext("2d").putImageData(pixels, 0, 0);
 
   let edges = [], left = 0, top = 0, row = 1, chosen = -1;
   const marker = el("div", "mv-cell");

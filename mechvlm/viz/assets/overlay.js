@@ -7,18 +7,16 @@ MechVLM.kinds.overlay = (plot, spec, output, figure) => {
   const most = Math.max(-spec.scale.low, spec.scale.high) || 1;
   figure.querySelector("figcaption").after(MechVLM.bar(spec.scale, spec.units));
 
-  const rasters = spec.layers.labels.map((_, layer) => {
-    const raster = el("canvas"), pixels = new ImageData(cols, rows);
-    raster.width = cols;
-    raster.height = rows;
+  const rasters = spec.layers.labels.map(() => Object.assign(el("canvas"), { width: cols, height: rows }));
+  MechVLM.themed(() => rasters.forEach((raster, layer) => {
+    const pixels = new ImageData(cols, rows);
     for (let k = 0; k < size; k++) {
       const v = values[layer * size + k];
       const share = Number.isFinite(v) ? 0.9 * Math.min(1, Math.abs(v) / most) ** 0.7 : 0;
       pixels.data.set([...colour(v), Math.round(255 * share)], 4 * k);
     }
     raster.getContext("2d").putImageData(pixels, 0, 0);
-    return raster;
-  });
+  }));
 
   function strongestLayer() {
     let best = 0;
@@ -42,7 +40,7 @@ MechVLM.kinds.overlay = (plot, spec, output, figure) => {
     pen.drawImage(photo, 0, 0, canvas.width, canvas.height);
     pen.filter = "none";
     if (!plainly) {
-      pen.fillStyle = "rgba(255,255,255,0.35)";
+      pen.fillStyle = MechVLM.dark ? "rgba(21,23,27,0.55)" : "rgba(255,255,255,0.35)";
       pen.fillRect(0, 0, canvas.width, canvas.height);
       pen.imageSmoothingEnabled = false;
       pen.drawImage(rasters[which], x0 * sx, y0 * sy, (x1 - x0) * sx, (y1 - y0) * sy);

@@ -13,18 +13,18 @@ from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.labels import axis, called, title, units
-from mechvlm.viz.palette import LINES, scale_of
+from mechvlm.viz.palette import scale_of
 from mechvlm.viz.payload import packed, spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["curves"]
+__all__ = ["lines"]
 
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
-def curves(result: xr.DataArray) -> Figure:
+def lines(result: xr.DataArray) -> Figure:
     """Draw one line for each entry of the first dimension over the last one.
 
     Args:
@@ -39,80 +39,79 @@ def curves(result: xr.DataArray) -> Figure:
         ResultError: Other dimensions, or no finite value.
 
     Example:
-        >>> lines = xr.DataArray([[0.0, -40.0]], dims=("cut", "layer"))
-        >>> curves(lines).kind
-        'curves'
+        >>> drops = xr.DataArray([[0.0, -40.0]], dims=("cut", "layer"))
+        >>> lines(drops).kind
+        'lines'
     """
     if result.ndim not in (1, 2):
         raise ResultError(
-            f"curves want (line, layer); {called(result)} has"
+            f"lines want (line, layer); {called(result)} has"
             f" {tuple(result.dims)}. Select or average the others first."
         )
     scale_of(result)  # refuses a result without a finite value
-    lines = result if result.ndim == 2 else result.expand_dims("line")
-    along = axis(lines, str(lines.dims[1]))
+    series = result if result.ndim == 2 else result.expand_dims("line")
+    along = axis(series, str(series.dims[1]))
     spec: dict[str, object] = {
-        "lines": spoken(axis(lines, str(lines.dims[0]))) | {"labels": names(lines)},
+        "lines": spoken(axis(series, str(series.dims[0]))) | {"labels": names(series)},
         "cols": spoken(along),
-        "values": packed(lines.values),
-        "colours": LINES,
+        "values": packed(series.values),
         "units": units(result),
-        "bands": [packed(bound) for bound in bounds(lines)],
+        "bands": [packed(bound) for bound in bounds(series)],
     }
-    return Figure(result, "curves", spec, partial(drawn, lines), 440)
+    return Figure(result, "lines", spec, partial(drawn, series), 440)
 
 
-def names(lines: xr.DataArray) -> list[str]:
+def names(series: xr.DataArray) -> list[str]:
     """Name of each line, arrows drawn as arrows."""
-    if str(lines.dims[0]) == "line":
-        return ["" if lines.name is None else str(lines.name)]
-    found = axis(lines, str(lines.dims[0])).labels
+    if str(series.dims[0]) == "line":
+        return ["" if series.name is None else str(series.name)]
+    found = axis(series, str(series.dims[0])).labels
     return [name.replace("->", "→") for name in found]
 
 
-def bounds(lines: xr.DataArray) -> tuple[Float[np.ndarray, "line layer"], ...]:
+def bounds(series: xr.DataArray) -> tuple[Float[np.ndarray, "line layer"], ...]:
     """Lower and upper ends of the intervals; nothing where the result has none."""
-    if not {"low", "high"} <= set(lines.coords):
+    if not {"low", "high"} <= set(series.coords):
         return ()
     low, high = (
-        lines[end].broadcast_like(lines).transpose(*lines.dims)
+        series[end].broadcast_like(series).transpose(*series.dims)
         for end in ("low", "high")
     )
     return np.asarray(low.values, float), np.asarray(high.values, float)
 
 
-def drawn(lines: xr.DataArray) -> Drawing:
-    """The still picture of the lines."""
-    values = np.asarray(lines.values, dtype=float)
-    right = 0.35 + 0.07 * max(len(stills.shortened(n, 30)) for n in names(lines))
+def drawn(series: xr.DataArray) -> Drawing:
+    """The still picture of the series."""
+    values = np.asarray(series.values, dtype=float)
+    right = 0.35 + 0.07 * max(len(stills.shortened(n, 30)) for n in names(series))
     left, wide, above, high, below = 0.8, 5.6, 0.72, 2.9, 0.55
     width, height = left + wide + right, above + high + below
     drawing = stills.blank(width, height)
     axes = drawing.add_axes((left / width, below / height, wide / width, high / height))
-    axes.axhline(0, color=stills.FAINT, lw=0.9, zorder=1)
+    axes.axhline(0, color=stills.theme().faint, lw=0.9, zorder=1)
     at = np.arange(values.shape[1])
-    for i, (low, high_end) in enumerate(zip(*bounds(lines), strict=True)):
-        colour = LINES[i % len(LINES)]
+    for i, (low, high_end) in enumerate(zip(*bounds(series), strict=True)):
+        colour = stills.series(i)
         axes.fill_between(at, low, high_end, color=colour, alpha=0.13, lw=0)
     for i, line in enumerate(values):
-        colour, dash = LINES[i % len(LINES)], DASHES[i // len(LINES) % 3]
+        colour, dash = stills.series(i), DASHES[i // 6 % len(DASHES)]
         axes.plot(at, line, lw=1.7, marker="o", ms=3, color=colour, ls=dash)
-    label_ends(drawing, lines, values, high)
-    along = axis(lines, str(lines.dims[1]))
+    label_ends(drawing, series, values, high)
+    along = axis(series, str(series.dims[1]))
     step = -(-len(along.labels) // 16)
     axes.set_xticks(at[::step], list(along.labels[::step]))
     axes.set_xlabel(along.name)
-    axes.set_ylabel(units(lines), labelpad=6)
-    axes.grid(axis="y", color="#eceef0", lw=0.7)
+    axes.set_ylabel(units(series), labelpad=6)
+    axes.grid(axis="y", color=stills.theme().rule, lw=0.7)
     axes.set_axisbelow(True)
     stills.quiet_axes(axes)
-    stills.headed(drawing, lines.assign_attrs(long_name=title(lines)), left)
+    stills.headed(drawing, series.assign_attrs(long_name=title(series)), left)
     return drawing
 
 
 def label_ends(
     drawing: Drawing,
-    lines: xr.DataArray,
+    series: xr.DataArray,
     values: Float[np.ndarray, "line layer"],
     high: float,
 ) -> None:
@@ -124,9 +123,9 @@ def label_ends(
     places = spread(ends, apart)
     n = values.shape[1]
     for i, (name, end, place) in enumerate(
-        zip(names(lines), ends, places, strict=True)
+        zip(names(series), ends, places, strict=True)
     ):
-        colour = LINES[i % len(LINES)]
+        colour = stills.series(i)
         lead = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3}
         axes.annotate(
             stills.shortened(name, 30), (n - 1, end), (n - 0.6, place),

@@ -1,11 +1,11 @@
 // Lines over layers, each named at its right end, with bands where there are intervals.
-MechVLM.kinds.curves = (plot, spec, output) => {
+MechVLM.kinds.lines = (plot, spec, output) => {
   const { svg, number, say } = MechVLM;
   const values = MechVLM.decode(spec.values);
   const n = spec.cols.labels.length, names = spec.lines.labels;
   const lines = names.map((_, i) => Array.from(values.slice(i * n, (i + 1) * n)));
-  const colour = (i) => spec.colours[i % spec.colours.length];
-  const dash = (i) => ["", "7 3", "2 3"][Math.floor(i / spec.colours.length) % 3];
+  const colour = MechVLM.series;
+  const dash = (i) => ["", "7 3", "2 3"][Math.floor(i / 6) % 3];
   const bands = spec.bands.map((band) => MechVLM.decode(band));
   const finite = [values, ...bands].flatMap((each) => Array.from(each)).filter(Number.isFinite);
   const low = Math.min(0, ...finite), high = Math.max(0, ...finite), pad = (high - low || 1) * 0.05;
