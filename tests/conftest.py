@@ -13,6 +13,7 @@ import sys
 
 import hypothesis
 import pytest
+from pages import browser, visit  # noqa: F401 - fixtures for pages in a browser
 
 os.environ.update(
     HF_HUB_OFFLINE="1",

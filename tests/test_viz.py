@@ -19,7 +19,6 @@ from mechvlm.viz.files import write_atomically
 from mechvlm.viz.labels import axis, describe
 from mechvlm.viz.lines import spread
 from mechvlm.viz.overlay import cells, segments
-from mechvlm.viz.palette import DARK, LIGHT, scale_of
 from mechvlm.viz.payload import packed, script_json
 
 HOSTILE = (
@@ -213,39 +212,6 @@ def test_description_names_the_strongest_cell():
     assert "-4 at layer 8, position 1" in text
 
 
-def lightness(colour: str) -> float:
-    """OKLab lightness (Ottosson 2020) of "#rrggbb"."""
-    c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    c = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    mix = [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-    return float(np.cbrt(mix @ c) @ [0.2104542553, 0.7936177850, -0.0040720468])
-
-
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("arm", ["above", "below"])
-def test_equal_steps_of_value_are_equal_steps_of_lightness(theme, arm):
-    stops = {"above": theme.above, "below": theme.below}[arm]
-    steps = np.diff([lightness(colour) for colour in stops])
-    assert (steps < 0).all() if theme is LIGHT else (steps > 0).all()
-    np.testing.assert_allclose(steps, steps.mean(), atol=0.004)
-
-
-@pytest.mark.parametrize(
-    ("values", "low", "high"),
-    [([0.1, 0.9], 0, 0.9), ([-80, -1], -80, 0), ([-0.2, 1], -1, 1), ([0, 0], 0, 1)],
-)
-def test_zero_is_the_colour_of_the_ground(values, low, high):
-    scale = scale_of(xr.DataArray([*values, np.nan]))
-    assert (scale.low, scale.high) == (low, high)
-    for theme in (LIGHT, DARK):
-        at = round((0 - low) / (high - low) * (len(scale.stops(theme)) - 1))
-        assert scale.stops(theme)[at] == theme.above[0] == theme.below[0]
-
-
 def hand_made() -> xr.DataArray:
     """Four positions, the middle two an image; rows sum to 1."""
     rows = [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.2, 0.3, 0.5, 0], [0.1, 0.2, 0.3, 0.4]]
@@ -357,6 +323,17 @@ def test_an_outline_of_a_mask_is_its_border():
     assert length == abs(np.diff(padded, axis=0)).sum() + abs(np.diff(padded)).sum()
 
 
+def test_several_outlines_are_the_strokes_of_each():
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[50:, 50:] = True
+    box = (8, 8, 40, 40)
+    both = segments([box, mask], picture())
+    assert both == segments(box, picture()) + segments(mask, picture())
+    assert segments([box, box], picture()) == 2 * segments(box, picture())
+    drawn = payload(viz.overlay(patching(), picture(), outline=[box, mask]))["outline"]
+    assert len(drawn) == len(both)
+
+
 def test_labels_of_lines_keep_apart_and_in_order():
     ends = [0.0, 0.1, 0.1, 9.0, -3.0]
     places = spread(ends, 1.0)
@@ -407,7 +384,19 @@ def test_a_write_that_fails_leaves_no_part(tmp_path):
         (lambda: viz.lines(attention()), "lines want"),
         (lambda: viz.bars(attention()), "bars want"),
         (lambda: viz.overlay(knockout(), picture()), r"wants \(layer, position\)"),
-        (lambda: viz.overlay(patching(), picture(), grid=1), "1 image grids"),
+        (
+            lambda: viz.overlay(patching(), picture(), grid=1),
+            r"1 image grids .* none is number 1. There are grid=0"
+            r" \(4 x 4 cells over x 0 to 64, y 0 to 64\)",
+        ),
+        (
+            lambda: viz.overlay(patching().assign_attrs(grids="[]"), picture()),
+            "0 image grids .* Usual cause: a prompt without an image",
+        ),
+        (
+            lambda: viz.overlay(patching(), picture(), outline=[(1, 2, 3, 4), (1, 2)]),
+            r"shape \(2,\) is neither a box",
+        ),
         (
             lambda: viz.overlay(patching().isel(position=[0, 1]), picture()),
             "lacks 15 of",

@@ -6,30 +6,41 @@ import base64
 import math
 from functools import partial
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
 
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
+from mechvlm.viz.blocks import FEW
 from mechvlm.viz.collapse import collapse
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.heatmap import heatmap
-from mechvlm.viz.labels import axis, called, shown
+from mechvlm.viz.labels import axis, called, number, shown
 from mechvlm.viz.palette import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["attention", "attention_from_last", "attention_into"]
+__all__ = ["View", "attention"]
+
+View = Literal["patterns", "heads"]
 
 MOST_CELLS = 6_000_000
+MOST_DRAWN = {"patterns": 330_000, "heads": 60_000}
+"""Cells of one layer that circuitsvis draws within seconds."""
+
 LAYERED = ("layer", "head", "target", "source")
 
 
-def attention(result: xr.DataArray, *, layer: int | None = None) -> Figure:
+def attention(
+    result: xr.DataArray,
+    *,
+    layer: int | None = None,
+    grid: tuple[int, int] | None = None,
+    view: View = "patterns",
+) -> Figure:
     """Show attention patterns of all heads, one layer at a time.
 
     Image positions are collapsed (see `collapse`): circuitsvis draws at most about a
@@ -39,39 +50,76 @@ def attention(result: xr.DataArray, *, layer: int | None = None) -> Figure:
         result: ("layer", "head", "target", "source") or ("head", "target", "source"),
             every position being both a target and a source.
         layer: Layer shown first, and in the still picture; None takes the middle one.
+        grid: Rows and columns of blocks that each image becomes, such as (3, 3), so
+            that one sees where in the image heads look; None makes it one token.
+        view: "patterns", circuitsvis's tokens coloured by what they read, with small
+            patterns; or "heads", its one large pattern with words on both axes.
 
     Returns:
         A figure whose live view is circuitsvis's, with a choice of layers.
 
     Raises:
-        ResultError: Other dimensions, targets that are not the sources, or more numbers
-            than one page should carry.
+        ResultError: Other dimensions, targets that are not the sources, more numbers
+            than one page should carry or one view can draw, or as for `collapse`.
+
+    Example:
+        >>> words = {"token": ["a", "i", "i"], "group": ["query", "image", "image"]}
+        >>> both = {f"{d}_{k}": (d, v) for d in LAYERED[2:] for k, v in words.items()}
+        >>> causal = np.tri(3)[None] / np.tri(3).sum(1)[:, None]
+        >>> found = xr.DataArray(causal, dims=LAYERED[1:], coords=both)
+        >>> attention(found).data.shape
+        (1, 1, 2, 2)
     """
-    small = collapse(squared(result))
-    if small.size > MOST_CELLS:
-        raise ResultError(
-            f"{small.size} attention weights are too many for one page (at most"
-            f" {MOST_CELLS}). Choose layers: result.sel(layer=[8, 9, 10])."
-        )
+    if view not in MOST_DRAWN:
+        raise ResultError(f"view={view!r}: wanted {' or '.join(map(repr, MOST_DRAWN))}")
+    small = collapse(squared(result), grid=grid)
+    refuse_too_much(small, view)
     layers = axis(small, "layer").labels
     first = len(layers) // 2
     if layer is not None:
         if str(layer) not in layers:
             raise ResultError(f"no layer {layer} here; there are {', '.join(layers)}")
         first = layers.index(str(layer))
-    tokens = joint_tokens(small)
+    small.attrs.setdefault("units", "attention weight")
+    small.attrs["long_name"] = "Attention patterns"
     levels = np.rint(np.clip(np.nan_to_num(small.values), 0, 1) * 255).astype(np.uint8)
-    spec = {
+    tokens = joint_tokens(small)
+    spec: dict[str, object] = {
+        "view": view,
         "layers": layers,
         "first": first,
         "heads": [f"head {name}" for name in axis(small, "head").labels],
-        "tokens": [escape(token) for token in tokens],
+        # As HTML for the patterns; the other view writes them on a canvas.
+        "tokens": [escape(t) for t in tokens] if view == "patterns" else tokens,
+        "note": noted(small),
         "shape": small.shape,
         "data": base64.b64encode(levels.tobytes()).decode(),
     }
-    still = partial(drawn, small.isel(layer=first))
-    rows = -(-small.sizes["head"] // 8)
-    return Figure(small, "attention", spec, still, 460 + 120 * rows)
+    still = partial(drawn, small.isel(layer=first, drop=True), layers[first])
+    about, height = strongest(small), tall(small, view)
+    return Figure(
+        small, "attention", spec, still, height, about=about, within=("widget",)
+    )
+
+
+def refuse_too_much(small: xr.DataArray, view: View) -> None:
+    """Raise where a page would be too heavy, or its first look too slow."""
+    layers, heads, n, _ = small.shape
+    if small.size > MOST_CELLS:
+        fits = max(1, MOST_CELLS // (heads * n * n))
+        raise ResultError(
+            f"{small.size} attention weights ({layers} layers x {heads} heads x {n} x"
+            f" {n} tokens) are too many for one page (at most {MOST_CELLS}). Choose at"
+            f" most {fits} layers: result.sel(layer=[8, 9, 10]); or a coarser grid."
+        )
+    if heads * n * n > MOST_DRAWN[view]:
+        fits = max(1, MOST_DRAWN[view] // (n * n))
+        other = "" if view == "patterns" else ', or view="patterns"'
+        raise ResultError(
+            f"{heads} heads of {n} x {n} tokens are too many for view={view!r} to draw"
+            f" in seconds (at most {MOST_DRAWN[view]} cells in a layer). Choose at most"
+            f" {fits} heads: result.sel(head=[0, 1]); or a coarser grid{other}."
+        )
 
 
 def squared(result: xr.DataArray) -> xr.DataArray:
@@ -88,94 +136,77 @@ def squared(result: xr.DataArray) -> xr.DataArray:
             f" {result.sizes['target']} targets read {result.sizes['source']} sources."
             " For single rows use viz.attention_from_last or viz.heatmap."
         )
+    empty = [str(dim) for dim in result.dims if not result.sizes[dim]]
+    if empty:
+        raise ResultError(
+            f"the selection left no {', no '.join(empty)}: there is nothing to draw"
+        )
     full = result if "layer" in result.dims else result.expand_dims("layer")
     return full.transpose(*wanted)
 
 
 def joint_tokens(small: xr.DataArray) -> list[str]:
-    """One label for each collapsed token, that holds for it as target and as source."""
-    sources = [str(token) for token in small["source_token"].values]
+    """One label for each collapsed token, that holds for it as target and as source.
+
+    What was done stands with a few blocks; with many only in the note.
+    """
+    names = [str(token) for token in small["source_token"].values]
     sizes = small["source_size"].values
+    how = " (keys: sum, queries: mean)" if (sizes > 1).sum() <= FEW else ""
     return [
-        name.replace("(sum)", "(keys: sum, queries: mean)") if size > 1 else shown(name)
-        for name, size in zip(sources, sizes, strict=True)
+        name.removesuffix(" (sum)") + how if size > 1 else shown(name)
+        for name, size in zip(names, sizes, strict=True)
     ]
 
 
-def attention_from_last(result: xr.DataArray, *, layer: int) -> Figure:
-    """What the last token reads in one layer: head by (collapsed) source.
-
-    Args:
-        result: As for `attention`; the target axis may be the last position alone.
-        layer: The layer to show.
-
-    Returns:
-        A map of attention weights; each row sums to 1.
-
-    Raises:
-        ResultError: No such layer.
-
-    Paper: Neo et al. 2025, arXiv:2410.07149, look at attention from the last token.
-    """
-    one = result
-    if "layer" in result.dims:
-        if "layer" not in result.coords:
-            one = result.assign_coords(layer=range(result.sizes["layer"]))
-        if layer not in one["layer"].values:
-            raise ResultError(f"no layer {layer} among {one['layer'].values.tolist()}")
-        one = one.sel(layer=layer)
-    last = collapse(one.isel(target=slice(-1, None))).isel(target=0, drop=True)
-    last = last.transpose("head", "source").drop_vars("layer", errors="ignore")
-    last.attrs |= {"long_name": f"Attention from the last token, layer {layer}"}
-    last.attrs.setdefault("units", "attention weight")
-    return heatmap(last)
+def noted(small: xr.DataArray) -> str:
+    """How positions were pooled, as a sentence; "" where none was."""
+    note = str(small.attrs.get("pooling", ""))
+    return f"{note[:1].upper()}{note[1:]}." if note else ""
 
 
-def attention_into(result: xr.DataArray, group: str = "image") -> Figure:
-    """How much of the last token's attention goes to one group: layer by head.
+def tall(small: xr.DataArray, view: View) -> int:
+    """Height in pixels that the live view wants."""
+    heads, n = small.sizes["head"], small.sizes["source"]
+    if view == "heads":
+        return 330 + 90 * -(-heads // 12) + min(860, 220 + 30 * n)
+    words = sum(len(token) + 2 for token in joint_tokens(small))
+    return 420 + 118 * -(-heads // 7) + 28 * -(-words // 100)
 
-    Args:
-        result: As for `attention`; the target axis may be the last position alone.
-        group: Group whose weights are summed.
 
-    Returns:
-        A map of shares: 0 reads nothing of the group, 1 nothing else.
-
-    Raises:
-        ResultError: The result has no layers, or no source in that group.
-
-    Paper: Neo et al. 2025, arXiv:2410.07149.
-    """
-    if "layer" not in result.dims:
-        raise ResultError(
-            "attention_into wants all layers: dims layer, head, target, source"
-        )
-    groups = result["source_group"].values.astype(str)
-    if group not in groups:
-        raise ResultError(
-            f"no source position is of group {group!r}; there are"
-            f" {', '.join(sorted(set(groups)))}"
-        )
-    last = result.isel(target=-1, drop=True)
-    share = last.isel(source=np.flatnonzero(groups == group)).sum("source")
-    share = share.transpose("layer", "head").drop_vars(
-        ["target", "target_token", "target_group"], errors="ignore"
+def strongest(small: xr.DataArray) -> str:
+    """For those who do not see the figure: its size, and what the last token reads."""
+    layers, heads, n, _ = small.shape
+    counts = f"{layers} layers by {heads} heads over {n} tokens"
+    last = np.nan_to_num(small.values[:, :, -1])
+    read = small["source_group"].values.astype(str) != "bos"
+    read[-1] = False
+    text = f"Attention patterns, {counts}."
+    note = f" {noted(small)}" if noted(small) else ""
+    if not read.any() or not last[:, :, read].any():
+        return text + note
+    at = np.unravel_index(int(np.argmax(np.where(read, last, -1))), last.shape)
+    words = [
+        axis(small, dim).labels[i] for dim, i in zip(LAYERED, at[:2], strict=False)
+    ]
+    token = joint_tokens(small)[at[2]]
+    return (
+        f"{text} The last token reads “{token}” most, itself and the beginning aside:"
+        f" {number(float(last[at]))} in layer {words[0]}, head {words[1]}.{note}"
     )
-    share.attrs = {**result.attrs, "units": "share of the attention row"}
-    share.attrs["long_name"] = f"Attention of the last token to the {group} positions"
-    return heatmap(share)
 
 
-def drawn(small: xr.DataArray) -> Drawing:
+def drawn(small: xr.DataArray, layer: str) -> Drawing:
     """The still picture: one small pattern for each head of a layer."""
     heads = small.sizes["head"]
-    down, across = axis(small, "target").tokens, axis(small, "source").tokens
+    names = tuple(joint_tokens(small))
     cols = min(4 if heads <= 12 else 8, heads)
     rows = math.ceil(heads / cols)
-    gutter = 0.3 + 0.058 * max(len(stills.shortened(t, 22)) for t in across)
-    wide = max(1.75, min(2.6, 0.14 * len(across))) if cols <= 4 else 1.45
-    above, cell = 0.62, wide + 0.3
-    width, height = gutter + cols * (wide + 0.2) + 1.0, above + rows * cell + gutter
+    gutter = 0.3 + 0.058 * max(len(stills.shortened(t, 22)) for t in names)
+    wide = max(1.75, min(2.6, 0.14 * len(names))) if cols <= 4 else 1.45
+    above, cell = 0.62 + 0.18 * bool(noted(small)), wide + 0.3
+    width = max(5.2, gutter + cols * (wide + 0.2) + 1.0)
+    height = above + rows * cell + gutter
     drawing = stills.blank(width, height)
     scale = Scale(0.0, 1.0)
     for head in range(heads):
@@ -188,20 +219,17 @@ def drawn(small: xr.DataArray) -> Drawing:
             f"head {axis(small, 'head').labels[head]}", fontsize=8, loc="left", pad=3
         )
         name_tokens(
-            axes, down if col == 0 else (), across if head + cols >= heads else ()
+            axes, names if col == 0 else (), names if head + cols >= heads else ()
         )
-    stills.headed(drawing, titled(small), gutter)
+    titled = small.assign_attrs(long_name=f"Attention patterns, layer {layer}")
+    stills.headed(drawing, titled, gutter)
+    words = stills.shortened(noted(small), int((width - gutter) * 15))
+    colour, at = stills.theme().faint, (gutter / width, 1 - 0.57 / height)
+    drawing.text(*at, words, va="top", fontsize=stills.LABEL, color=colour)
     x = gutter + cols * (wide + 0.2)
-    stills.bar(
-        drawing, scale, titled(small), (x, height - above - cell + 0.05, 0.1, wide)
-    )
+    box = (x, height - above - cell + 0.05, 0.1, wide)
+    stills.bar(drawing, scale, titled, box)
     return drawing
-
-
-def titled(small: xr.DataArray) -> xr.DataArray:
-    """The pattern with a heading that says its layer."""
-    heading = f"Attention patterns, layer {small['layer'].item()}"
-    return small.assign_attrs(long_name=heading, units="attention weight")
 
 
 def name_tokens(axes: Axes, down: tuple[str, ...], across: tuple[str, ...]) -> None:

@@ -53,6 +53,7 @@ def bars(result: xr.DataArray) -> Figure:
     series = series.transpose(*series.dims)
     rows = axis(series, str(series.dims[1]))
     spec: dict[str, object] = {
+        "key": str(result.dims[0]) if result.ndim == 2 else "",
         "series": names(series),
         "rows": spoken(rows),
         "values": packed(series.values),
@@ -68,7 +69,7 @@ def drawn(series: xr.DataArray) -> Drawing:
     values = np.asarray(series.values, dtype=float)
     labels = axis(series, str(series.dims[1])).labels
     n_series, n_rows = values.shape
-    left = 0.35 + 0.065 * max(len(stills.shortened(name, 40)) for name in labels)
+    left = 0.5 + stills.width_of(stills.shortened(name, 40) for name in labels)
     wide, above, below, right = 4.8, 0.95, 0.6, 0.4
     step = n_series * BAR + 0.13
     high = n_rows * step
@@ -87,13 +88,16 @@ def drawn(series: xr.DataArray) -> Drawing:
     axes.set_yticks(at, [stills.shortened(name, 40) for name in labels])
     axes.set_ylim(at[-1] + step / 2, at[0] - step / 2)
     axes.set_xlabel(units(series))
+    axes.set_ylabel(str(series.dims[1]), labelpad=8)
     axes.grid(axis="x", color=stills.theme().rule, lw=0.7)
     axes.set_axisbelow(True)
     stills.quiet_axes(axes)
     axes.tick_params(axis="y", length=0)
     if n_series > 1:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=n_series, frameon=False
-        )
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=n_series, frameon=False,
+            borderpad=0, borderaxespad=0.3, handlelength=1.0, handleheight=0.9,
+            handletextpad=0.5, columnspacing=1.6,
+        )  # fmt: skip
     stills.headed(drawing, series.assign_attrs(long_name=title(series)), 0.35)
     return drawing

@@ -1,40 +1,26 @@
-"""Attention over few tokens: what goes into a group, and what its members read."""
+"""Attention over few tokens: what goes into a block, and what its members read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import xarray as xr
 
 from mechvlm.errors import ResultError
+from mechvlm.viz.blocks import PICTURE, Block, blocks, pooled, said
 
 __all__ = ["MOST_TOKENS", "collapse"]
 
 MOST_TOKENS = 100
-ORDER = ("image", "pad", "system", "template", "generated", "query")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Neighbouring positions that become one, or a single position that stays."""
-
-    start: int
-    stop: int
-    group: str
-
-    @property
-    def size(self) -> int:
-        """How many positions it stands for."""
-        return self.stop - self.start
+ORDER = (*PICTURE, "pad", "system", "template", "generated", "query")
 
 
 def collapse(
     result: xr.DataArray,
     groups: Sequence[str] | None = None,
     *,
+    grid: tuple[int, int] | None = None,
     limit: int = MOST_TOKENS,
 ) -> xr.DataArray:
     """Collapse blocks of positions of one group into one position each.
@@ -45,17 +31,23 @@ def collapse(
     Args:
         result: Dimensions that include "target" and "source", with the coordinates
             `source_token`, `source_group`, `target_token`, `target_group`.
-        groups: Groups to collapse; None takes the image and then, one at a time, as
-            many others as it takes to stay within `limit`.
+        groups: Groups to collapse; None takes the image (and "object", its positions on
+            an object, as a block of their own) and then, one at a time, as many others
+            as it takes to stay within `limit`.
+        grid: Rows and columns of blocks that each image becomes, so that one sees where
+            in it a head looks; `attrs["grids"]` must say how its positions lie. None
+            makes an image one block.
         limit: At most so many sources afterwards.
 
     Returns:
         The same dimensions, shorter. Labels of blocks say what was done and how many
-        positions they stand for: "image x81 (sum)" as source, "image x81 (mean)" as
-        target. Added coordinates: `source_size`, `target_size`.
+        positions they stand for: "image x81 (sum)" or "image r0 c2 x9 (sum)" as source,
+        "(mean)" as target; with several images "image 1 r0 c2". Added coordinates:
+        `source_size`, `target_size`; `attrs["pooling"]` says it in a sentence.
 
     Raises:
-        ResultError: A coordinate is missing, or there are still too many sources.
+        ResultError: A coordinate or the grid is missing, blocks do not tile an image,
+            an image is there in part, or there are still too many sources.
 
     Example:
         >>> words = {"token": ["a", "i", "i"], "group": ["query", "image", "image"]}
@@ -74,74 +66,58 @@ def collapse(
         raise ResultError(
             f"cannot collapse attention without the coordinates {', '.join(missing)}"
         )
-    wanted = list(groups) if groups is not None else fewest(result, limit)
-    runs = blocks(result, "source", wanted)
-    if len(runs) > limit:
+    wanted = list(groups) if groups is not None else fewest(result, grid, limit)
+    sources = blocks(result, "source", wanted, grid)
+    if len(sources) > limit:
+        coarser = "take a coarser grid, " if grid else ""
         raise ResultError(
-            f"{len(runs)} source positions are left after collapsing"
+            f"{len(sources)} source positions are left after collapsing"
             f" {', '.join(wanted) or 'nothing'}; at most {limit} can be shown. Select a"
-            " part of the prompt, or name more groups."
+            f" part of the prompt, {coarser}or name more groups."
         )
-    shorter = merged(result, "source", runs, "sum")
-    return merged(shorter, "target", blocks(result, "target", wanted), "mean")
+    shorter = merged(result, "source", sources, "sum")
+    targets = blocks(result, "target", wanted, grid)
+    small = merged(shorter, "target", targets, "mean")
+    attrs = {name: value for name, value in small.attrs.items() if name != "grids"}
+    note = said(sources, "attention into a block is the sum, of a block the mean")
+    small.attrs = attrs | ({"pooling": note} if note else {})
+    return small
 
 
-def fewest(result: xr.DataArray, limit: int) -> list[str]:
+def fewest(result: xr.DataArray, grid: tuple[int, int] | None, limit: int) -> list[str]:
     """The image, and as few other groups as bring the sources within `limit`."""
-    wanted = [ORDER[0]]
-    for group in ORDER[1:]:
-        if len(blocks(result, "source", wanted)) <= limit:
+    wanted = list(PICTURE)
+    for group in ORDER[len(PICTURE) :]:
+        if len(blocks(result, "source", wanted, grid)) <= limit:
             break
         wanted.append(group)
     return wanted
 
 
-def blocks(result: xr.DataArray, dim: str, wanted: Sequence[str]) -> list[Run]:
-    """Positions of `dim` in runs: blocks of a wanted group, all others alone."""
-    found, start = [], 0
-    for group, members in groupby(str(g) for g in result[f"{dim}_group"].values):
-        stop = start + len(list(members))
-        if group in wanted:
-            found.append(Run(start, stop, group))
-        else:
-            found += [Run(i, i + 1, group) for i in range(start, stop)]
-        start = stop
-    return found
-
-
 def merged(
-    result: xr.DataArray, dim: str, runs: Sequence[Run], how: str
+    result: xr.DataArray, dim: str, made: Sequence[Block], how: str
 ) -> xr.DataArray:
-    """The result with each run of `dim` as one position: its "sum" or its "mean"."""
-    place = result.dims.index(dim)
-    starts = [run.start for run in runs]
-    sizes = np.array([run.size for run in runs])
-    values = np.add.reduceat(np.asarray(result.values, dtype=float), starts, axis=place)
-    if how == "mean":
-        values = values / sizes.reshape(
-            [-1 if i == place else 1 for i in range(result.ndim)]
-        )
+    """The result with each block of `dim` as one position: its "sum" or its "mean"."""
     tokens = result[f"{dim}_token"].values
-    names = [
-        str(tokens[run.start]) if run.size == 1 else f"{run.group} x{run.size} ({how})"
-        for run in runs
-    ]
+    values = pooled(result.values, result.dims.index(dim), made, how)
     kept = {
         str(k): (v.dims, v.values)
         for k, v in result.coords.items()
         if dim not in v.dims
     }
-    at = result[dim].values[starts] if dim in result.coords else np.array(starts)
-    made = {
+    firsts = [block.at[0] for block in made]
+    at = result[dim].values[firsts] if dim in result.coords else np.array(firsts)
+    labels = [block.label(str(tokens[block.at[0]]), how) for block in made]
+    coords = {
         dim: (dim, at),
-        f"{dim}_token": (dim, names),
-        f"{dim}_group": (dim, [run.group for run in runs]),
-        f"{dim}_size": (dim, sizes),
+        f"{dim}_token": (dim, labels),
+        f"{dim}_group": (dim, [block.group for block in made]),
+        f"{dim}_size": (dim, [block.size for block in made]),
     }
     return xr.DataArray(
         values,
         dims=result.dims,
-        coords=kept | made,
+        coords=kept | coords,
         name=result.name,
         attrs=result.attrs,
     )

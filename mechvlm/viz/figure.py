@@ -30,6 +30,12 @@ CSP = (
 CIRCUITSVIS = frozenset({"attention", "tokens", "top_tokens"})
 """Kinds of view that circuitsvis draws."""
 
+SEEN_THROUGH = (
+    "<style>:root:not([data-live]) .mv-page { background: none; }"
+    " :root:not([data-live]) .mv { visibility: hidden; }</style>"
+)
+"""For a page in a frame over the still: until its scripts run, it shows the still."""
+
 MIME = {".html": "text/html", ".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -39,12 +45,22 @@ def asset(name: str) -> str:
 
 
 def style() -> str:
-    """Style of a page with figures: the themes' colours, then what wears them."""
+    """Style of a page with figures: the themes' colours, then what wears them.
+
+    A page follows its reader's system unless `data-theme` of its root element says
+    "light" or "dark"; paper is always light.
+    """
     light, dark = variables(LIGHT), variables(DARK)
+    worn = ":is(.mv, .mv-page)"
     return (
-        f":root {{ color-scheme: light dark; }}\n.mv, .mv-page {{ {light} }}\n"
+        ":root { color-scheme: light dark; }\n"
+        ':root[data-theme="light"] { color-scheme: light; }\n'
+        ':root[data-theme="dark"] { color-scheme: dark; }\n'
+        f"{worn} {{ {light} }}\n"
         "@media screen and (prefers-color-scheme: dark)"
-        f" {{ .mv, .mv-page {{ {dark} }} }}\n{asset('figure.css')}"
+        f' {{ :root:not([data-theme="light"]) {worn} {{ {dark} }} }}\n'
+        f'@media screen {{ :root[data-theme="dark"] {worn} {{ {dark} }} }}\n'
+        f"{asset('figure.css')}{asset('circuitsvis.css')}"
     )
 
 
@@ -53,6 +69,7 @@ def variables(theme: Theme) -> str:
     named = {
         "ink": theme.ink, "faint": theme.faint, "rule": theme.rule,
         "paper": theme.paper, "card": theme.card, "accent": theme.accent,
+        "missing": theme.missing,
     }  # fmt: skip
     named |= {f"series-{i}": colour for i, colour in enumerate(theme.series)}
     return " ".join(f"--{name}: {colour};" for name, colour in named.items())
@@ -83,7 +100,7 @@ class Figure:
 
     Attributes:
         data: The labelled numbers that are drawn.
-        kind: Kind of view: "map", "curves", "bars", "overlay" or "attention".
+        kind: Kind of view, which names its script: "map", "lines", "overlay", ...
         spec: What the page's script draws, as plain values.
         draw: Draws the still picture; called at most once for each format.
         height_px: Height that the live view wants at 900 pixels of width.
@@ -135,12 +152,17 @@ class Figure:
     @cached_property
     def html(self) -> str:
         """The live view as one page that asks nothing of the network."""
+        return self._page()
+
+    def _page(self, pinned: Theme | None = None, head: str = "") -> str:
+        """The live view, on its reader's paper or on that of one theme."""
+        worn = f' data-theme="{pinned.name}"' if pinned else ""
         return (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            f'<!doctype html>\n<html lang="en"{worn}><head><meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(title(self.data))}</title>\n"
-            f"<style>{style()}</style></head>\n"
+            f"<style>{style()}</style>{head}</head>\n"
             f'<body class="mv-page">{self.fragment()}\n'
             f"{scripts_of([self])}</body></html>\n"
         )
@@ -160,13 +182,13 @@ class Figure:
 
         return rendered(self.draw, kind, theme)
 
-    def save(self, path: str | Path, *, theme: Theme = LIGHT) -> Path:
+    def save(self, path: str | Path, *, theme: Theme | None = None) -> Path:
         """Write the figure to a file, whole or not at all.
 
         Args:
             path: Where to; the suffix .html, .png or .svg says what.
-            theme: Colours of a still picture, `viz.LIGHT` or `viz.DARK`. A live page
-                has both and follows its reader's system.
+            theme: `viz.LIGHT` or `viz.DARK`. Without it a still picture is light, and
+                a live page follows its reader's system.
 
         Returns:
             The path written.
@@ -182,23 +204,28 @@ class Figure:
             )
         match path.suffix.lower():
             case ".html":
-                content = self.html.encode()
+                content = (self._page(theme) if theme else self.html).encode()
             case suffix:
-                content = self._drawn(suffix[1:], theme)
+                content = self._drawn(suffix[1:], theme or LIGHT)
         return write_atomically(path, content)
 
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
     ) -> dict[str, str]:
-        """One HTML: the still, and over it the live view where scripts may run."""
-        page = escape(self.html)
+        """One HTML: the still, and over it the live view where scripts may run.
+
+        Where they may not, the frame is seen through; that asks for one colour scheme
+        of the frame and its page.
+        """
+        page = escape(self._page(head=SEEN_THROUGH))
         still = data_uri(self.png, MIME[".png"])
         return {
             "text/html": (
                 f'<div style="position:relative;min-height:{self.height_px}px">'
-                f'<img alt="{escape(self.alt)}" src="{still}" style="max-width:100%">'
+                f'<img alt="{escape(self.alt)}" src="{still}"'
+                ' style="max-width:100%;border-radius:8px">'
                 '<iframe sandbox="allow-scripts" title="live view" style="position:'
-                "absolute;inset:0;width:100%;height:100%;border:0;background:Canvas;"
+                "absolute;inset:0;width:100%;height:100%;border:0;border-radius:8px;"
                 f'color-scheme:light dark" srcdoc="{page}"></iframe></div>'
             )
         }

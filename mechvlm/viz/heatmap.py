@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
@@ -40,7 +41,8 @@ def heatmap(result: xr.DataArray) -> Figure:
             occur; `attrs["units"]` labels the colour bar.
 
     Returns:
-        A figure; pointing at a cell of its live view reads it out.
+        A figure; pointing at a cell of its live view reads it out. Where columns are
+        thinner than a pixel, a pixel shows the strongest of its cells.
 
     Raises:
         ResultError: The result has not two dimensions, or no finite value.
@@ -75,10 +77,8 @@ def drawn(result: xr.DataArray) -> Drawing:
     down, across = (axis(result, str(dim)) for dim in result.dims)
     columns = np.array(stills.edges(across, WIDEST, 0.3 if across.tokens else 0.42))
     row = min(0.3, max(0.1, 3.4 / len(down.labels)))
-    left = 0.62 + 0.062 * max(len(stills.shortened(t, 28)) for t in down.labels)
-    below = 0.36 + 0.058 * max(
-        (len(t) for t in written(across) if t), default=2 if across.tokens else 0
-    )
+    left = 0.62 + stills.width_of(stills.shortened(t, 28) for t in down.labels)
+    below = 0.4 + (stills.width_of(written(across)) if across.tokens else 0.14)
     above = 0.68 + (0.24 if across.groups else 0.0)
     wide, high = float(columns[-1]), row * len(down.labels)
     heading = 0.085 * max(len(title(result)), min(80, 0.8 * len(subtitle(result))))
@@ -87,10 +87,11 @@ def drawn(result: xr.DataArray) -> Drawing:
     box = (left / width, below / (above + high + below), wide / width)
     axes = drawing.add_axes((*box, high / (above + high + below)))
     scale = scale_of(result)
+    borders, strongest = thinned(np.asarray(result.values, dtype=float), columns)
     axes.pcolormesh(
-        columns,
+        borders,
         np.arange(len(down.labels) + 1) * row,
-        np.ma.masked_invalid(np.asarray(result.values, dtype=float)),
+        np.ma.masked_invalid(strongest),
         cmap=stills.colours(scale), vmin=scale.low, vmax=scale.high, rasterized=True,
     )  # fmt: skip
     label_rows(axes, down, row)
@@ -103,6 +104,28 @@ def drawn(result: xr.DataArray) -> Drawing:
         drawing, scale, result, (left + wide + GUTTER, below + high - tall, 0.1, tall)
     )
     return drawing
+
+
+def thinned(
+    values: Float[np.ndarray, "row col"], borders: Float[np.ndarray, " border"]
+) -> tuple[Float[np.ndarray, " bin_border"], Float[np.ndarray, "row bin"]]:
+    """Columns thinner than a pixel, joined: a pixel shows the strongest of its cells.
+
+    Args:
+        values: Cells of the map; NaN where there is none.
+        borders: Borders of its columns, inches.
+
+    Returns:
+        Borders of what is drawn, and its values: no peak is averaged away.
+    """
+    pixel = np.floor(borders[:-1] * stills.DPI)
+    thin = np.diff(borders) * stills.DPI < 1
+    joined = thin & np.roll(thin, 1) & (np.diff(pixel, prepend=-1.0) == 0)
+    first = np.flatnonzero(~joined)
+    high = np.fmax.reduceat(values, first, axis=1)
+    low = np.fmin.reduceat(values, first, axis=1)
+    strongest = np.where(np.abs(low) > np.abs(high), low, high)
+    return np.append(borders[first], borders[-1]), strongest
 
 
 def written(across: Axis) -> list[str]:
@@ -153,6 +176,8 @@ def band(axes: Axes, across: Axis, columns: np.ndarray, high: float) -> None:
     place = blended_transform_factory(axes.transData, axes.transAxes)
     for group, start, stop in across.groups:
         left, right = columns[start] + 0.015, columns[stop] - 0.015
+        if start:
+            axes.axvline(columns[start], color=stills.theme().paper, lw=0.9)
         line, text = 1 + 0.07 / high, 1 + 0.11 / high
         strong = group == "image"
         colour = stills.theme().ink if strong else stills.theme().faint
@@ -160,9 +185,10 @@ def band(axes: Axes, across: Axis, columns: np.ndarray, high: float) -> None:
             [left, right], [line, line], transform=place, clip_on=False,
             lw=1.1, color=colour, solid_capstyle="butt",
         )  # fmt: skip
-        words = f"{group} {TIMES}{stop - start}" if stop - start > QUIET else group
-        if 0.062 * len(words) <= right - left + 0.05:
-            axes.text(
-                (left + right) / 2, text, words, transform=place,
-                ha="center", va="bottom", color=colour,
-            )  # fmt: skip
+        counted = [f"{group} {TIMES}{stop - start}"] * (stop - start > QUIET)
+        room = right - left + 0.05
+        words = next((w for w in (*counted, group) if 0.062 * len(w) <= room), "")
+        axes.text(
+            (left + right) / 2, text, words, transform=place,
+            ha="center", va="bottom", color=colour,
+        )  # fmt: skip

@@ -18,7 +18,15 @@ __all__ = [
     "subtitle", "title", "units",
 ]  # fmt: skip
 
+LONGEST = 240  # characters of a prompt in a subtitle
 QUIET = 12  # a group of more positions than this is labelled once, not token by token
+
+
+def is_quiet(run: tuple[str, int, int], tokens: Sequence[str]) -> bool:
+    """Whether a group's run, which repeats one token, is labelled but once."""
+    group, start, stop = run
+    alike = len(set(tokens[start:stop])) <= 1
+    return group == "image" and stop - start > QUIET and alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +48,19 @@ class Axis:
     def quiet(self) -> list[bool]:
         """Places whose token is not written: those of long image blocks."""
         silent = [False] * len(self.labels)
-        for group, start, stop in self.groups:
-            if group == "image" and stop - start > QUIET:
+        for run in self.groups:
+            if is_quiet(run, self.tokens):
+                _, start, stop = run
                 silent[start:stop] = [True] * (stop - start)
         return silent
 
     def place(self, index: int) -> str:
         """What stands at `index`, as a reader would say it."""
         words = [f"{self.name} {self.labels[index]}"]
-        if self.tokens and not self.quiet()[index]:
+        within = [run for run in self.groups if run[1] <= index < run[2]]
+        if self.tokens and not any(is_quiet(run, self.tokens) for run in within):
             words.append(f"“{self.tokens[index]}”")
-        words += [g for g, start, stop in self.groups if start <= index < stop]
-        return " · ".join(words)
+        return " · ".join(words + [group for group, _, _ in within])
 
 
 def shown(token: str) -> str:
@@ -125,12 +134,47 @@ def called(result: xr.DataArray) -> str:
 
 
 def subtitle(result: xr.DataArray | xr.Dataset) -> str:
-    """Model, prompt and metric, so far as the result names them."""
+    """Model, what was selected, prompt and metric, so far as the result names them.
+
+    Args:
+        result: Its coordinates without a dimension are what was selected of a larger
+            one, such as the receiver of a path.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> sweep = xr.DataArray([[1.0]], dims=("head", "layer"), coords={"head": [7]})
+        >>> subtitle(sweep.sel(head=7).assign_attrs(model="demo", prompt="What color?"))
+        'demo · head 7 · “What color?”'
+    """
     attrs = result.attrs
     words = [str(attrs["model"])] if attrs.get("model") else []
-    words += [f"“{attrs['prompt']}”"] if attrs.get("prompt") else []
+    words += selected(result)
+    words += [f"“{abridged(str(attrs['prompt']))}”"] if attrs.get("prompt") else []
     words += [f"metric: {attrs['metric']}"] if attrs.get("metric") else []
     return " · ".join(words)
+
+
+def selected(result: xr.DataArray | xr.Dataset) -> list[str]:
+    """Coordinates without a dimension, in words; empty texts and NaN say nothing."""
+    named = {
+        str(name): found.values.item()
+        for name, found in result.coords.items()
+        if not found.dims
+    }
+    return [
+        f"{name} {number(value) if isinstance(value, float) else value}"
+        for name, value in named.items()
+        if value not in ("", None) and value == value  # NaN is not itself
+    ]
+
+
+def abridged(text: str) -> str:
+    """A prompt on one line: its beginning and its end where it is long."""
+    line = " ".join(text.split())
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}"
 
 
 def describe(result: xr.DataArray) -> str:
@@ -144,7 +188,7 @@ def describe(result: xr.DataArray) -> str:
     """
     values = np.asarray(result.values, dtype=float)
     dims = [str(dim) for dim in result.dims]
-    shape = " by ".join(f"{result.sizes[d]} {d}s" for d in dims)
+    shape = " by ".join(counted(result.sizes[dim], dim) for dim in dims)
     at = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
     where = ", ".join(
         axis(result, dim).place(int(i)) for dim, i in zip(dims, at, strict=True)
@@ -155,6 +199,13 @@ def describe(result: xr.DataArray) -> str:
         f" {number(float(np.nanmax(values)))}. Strongest:"
         f" {number(float(values[at]))} at {where}."
     )
+
+
+def counted(n: int, dim: str) -> str:
+    """A number of entries in words: "1 layer", "8 entities"."""
+    if n == 1:
+        return f"1 {dim}"
+    return f"{n} {dim[:-1]}ies" if dim.endswith("ty") else f"{n} {dim}s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ def lines(result: xr.DataArray) -> Figure:
         "units": units(result),
         "bands": [packed(bound) for bound in bounds(series)],
     }
-    return Figure(result, "lines", spec, partial(drawn, series), 440)
+    high = 140 + max(300, 16 * len(series))
+    return Figure(result, "lines", spec, partial(drawn, series), high)
 
 
 def names(series: xr.DataArray) -> list[str]:
@@ -83,8 +84,11 @@ def bounds(series: xr.DataArray) -> tuple[Float[np.ndarray, "line layer"], ...]:
 def drawn(series: xr.DataArray) -> Drawing:
     """The still picture of the series."""
     values = np.asarray(series.values, dtype=float)
-    right = 0.35 + 0.07 * max(len(stills.shortened(n, 30)) for n in names(series))
-    left, wide, above, high, below = 0.8, 5.6, 0.72, 2.9, 0.55
+    right = 0.35 + stills.width_of(
+        (stills.shortened(n, 30) for n in names(series)), 8.5
+    )
+    left, wide, above, below = 0.8, 5.6, 0.72, 0.55
+    high = max(2.9, 0.15 * len(values))
     width, height = left + wide + right, above + high + below
     drawing = stills.blank(width, height)
     axes = drawing.add_axes((left / width, below / height, wide / width, high / height))

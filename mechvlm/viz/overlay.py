@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 import xarray as xr
@@ -29,13 +29,14 @@ Outline: TypeAlias = Sequence[int | float] | Bool[np.ndarray, "height width"]
 Segment: TypeAlias = tuple[float, float, float, float]
 
 MOST_PANELS = 40
+VEIL = 0.5  # share of paper over the grey picture
 
 
 def overlay(
     result: xr.DataArray,
     image: Image.Image,
     *,
-    outline: Outline | None = None,
+    outline: Outline | Sequence[Outline] | None = None,
     grid: int = 0,
 ) -> Figure:
     """Lay a map over its picture, layer by layer.
@@ -46,11 +47,13 @@ def overlay(
         result: ("layer", "position"), or ("position",), with `attrs["grids"]`.
         image: The picture that the prompt was asked about, in its original size.
         outline: The object: x0, y0, x1, y1 in pixels of the picture, or a bool mask
-            [height width] of its size.
-        grid: Which of the grids, where several views of the image were read.
+            [height width] of its size; or several of these, one for each object.
+        grid: Which of the grids, where several views of the image were read: LLaVA-NeXT
+            reads the whole picture (0), then each of its tiles.
 
     Returns:
-        A figure; the live view has one picture per layer and reads out its cells.
+        A figure; the live view has one picture per layer, a slider over the layers, and
+        reads out its cells.
 
     Raises:
         ResultError: Other dimensions, no such grid, or a mask of another size.
@@ -64,6 +67,8 @@ def overlay(
         'overlay'
     """
     planes = cells(result, grid)
+    if len(grids(result)) > 1:
+        planes = planes.assign_coords(grid=grid)
     place = grids(result)[grid]
     lines = segments(outline, image) if outline is not None else []
     spec: dict[str, object] = {
@@ -75,6 +80,8 @@ def overlay(
         "values": packed(planes.values),
         "scale": tinted(scale_of(planes)),
         "units": units(result),
+        "veil": VEIL,
+        "grids": len(grids(result)),
     }
     return Figure(
         planes, "overlay", spec, partial(drawn, planes, image, place, lines), 720
@@ -103,21 +110,37 @@ def cells(result: xr.DataArray, grid: int = 0) -> xr.DataArray:
     if not 0 <= grid < len(found):
         raise ResultError(
             f"the result has {len(found)} image grids in attrs['grids'], none is number"
-            f" {grid}. Usual cause: a prompt without an image, or attrs lost in"
-            " arithmetic (use xr.set_options(keep_attrs=True))."
+            f" {grid}. {choice(found)}"
         )
     planes = result if "layer" in result.dims else result.expand_dims("layer")
     planes = planes.transpose("layer", "position")
     at = whereabouts(planes, found[grid])
     shape = (planes.sizes["layer"], found[grid].rows, found[grid].cols)
-    layers = {"layer": planes["layer"].values} if "layer" in planes.coords else {}
+    named = {n: found for n, found in planes.coords.items() if not found.dims}
+    if "layer" in planes.coords:
+        named["layer"] = planes["layer"]
     return xr.DataArray(
         np.asarray(planes.values, dtype=float)[:, at].reshape(shape),
         dims=("layer", "row", "col"),
-        coords=layers,
+        coords=named,
         name=result.name,
         attrs=result.attrs,
     )
+
+
+def choice(found: tuple[Grid, ...]) -> str:
+    """What grids there are to choose from, or why there may be none."""
+    if not found:
+        return (
+            "Usual cause: a prompt without an image, or attrs lost in arithmetic (use"
+            " xr.set_options(keep_attrs=True))."
+        )
+    each = (
+        f"grid={i} ({g.rows} x {g.cols} cells over x {g.box[0]:g} to {g.box[2]:g},"
+        f" y {g.box[1]:g} to {g.box[3]:g})"
+        for i, g in enumerate(found)
+    )
+    return f"There are {', '.join(each)}."
 
 
 def whereabouts(planes: xr.DataArray, place: Grid) -> list[int]:
@@ -135,33 +158,46 @@ def whereabouts(planes: xr.DataArray, place: Grid) -> list[int]:
     return [index[position] for position in wanted]
 
 
-def segments(outline: Outline, image: Image.Image) -> list[Segment]:
-    """Straight strokes of an outline, as x0, y0, x1, y1 in pixels of the picture.
+def segments(outline: Outline | Sequence[Outline], image: Image.Image) -> list[Segment]:
+    """Straight strokes of outlines, as x0, y0, x1, y1 in pixels of the picture.
 
     Args:
-        outline: A box x0, y0, x1, y1, or a bool mask [height width].
+        outline: A box x0, y0, x1, y1, or a bool mask [height width], or several.
         image: The picture; a mask must have its size.
 
     Returns:
-        The border of the box or of the mask, collinear neighbours joined.
+        The border of each box and mask, collinear neighbours joined.
 
     Raises:
-        ResultError: The mask has another size, or the box not four numbers.
+        ResultError: A mask has another size, or a box not four numbers.
     """
+    one = isinstance(outline, np.ndarray) or not any(np.ndim(each) for each in outline)
+    several = cast("Sequence[Outline]", [outline] if one else outline)
+    return [line for each in several for line in around(each, image)]
+
+
+def around(outline: Outline, image: Image.Image) -> list[Segment]:
+    """Strokes of one outline."""
     given = np.asarray(outline)
-    if given.ndim == 2 and given.shape == (image.height, image.width):
-        mask = np.pad(given.astype(bool), 1)
-        across = strokes(mask[1:] != mask[:-1])
-        down = strokes((mask[:, 1:] != mask[:, :-1]).T)
-        flat = [(a - 1.0, at + 0.0, b - 1.0, at + 0.0) for at, a, b in across]
-        return flat + [(at + 0.0, a - 1.0, at + 0.0, b - 1.0) for at, a, b in down]
+    if given.shape == (image.height, image.width):
+        return bordered(given.astype(bool))
     if given.shape != (4,):
         raise ResultError(
             f"an outline of shape {given.shape} is neither a box (x0, y0, x1, y1) nor a"
-            f" mask of the picture's {image.height} x {image.width} pixels."
+            f" mask of the picture's {image.height} x {image.width} pixels, nor a list"
+            " of such."
         )
     x0, y0, x1, y1 = (float(v) for v in given)
     return [(x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)]
+
+
+def bordered(mask: Bool[np.ndarray, "height width"]) -> list[Segment]:
+    """Strokes between the pixels inside a mask and those outside."""
+    padded = np.pad(mask, 1)
+    across = strokes(padded[1:] != padded[:-1])
+    down = strokes((padded[:, 1:] != padded[:, :-1]).T)
+    flat = [(a - 1.0, at + 0.0, b - 1.0, at + 0.0) for at, a, b in across]
+    return flat + [(at + 0.0, a - 1.0, at + 0.0, b - 1.0) for at, a, b in down]
 
 
 def strokes(changes: Bool[np.ndarray, "line along"]) -> list[tuple[int, int, int]]:
@@ -211,9 +247,9 @@ def drawn(
 
 
 def pale(image: Image.Image) -> Image.Image:
-    """The picture, pale and grey, so that colours over it keep their meaning."""
+    """The picture, grey and near the paper: colours over it keep their meaning."""
     grey = image.convert("L").convert("RGB")
-    return Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.35)
+    return Image.blend(grey, Image.new("RGB", grey.size, stills.theme().paper), VEIL)
 
 
 def picture(
@@ -222,13 +258,14 @@ def picture(
     """Show the picture in its own pixels, with the object's outline."""
     from matplotlib.collections import LineCollection
 
-    shown = pale(image) if muted else image.convert("RGB")
+    small = image.convert("RGB")
+    small.thumbnail((math.ceil(axes.bbox.width), math.ceil(axes.bbox.height)))
+    shown = pale(small) if muted else small
     axes.imshow(np.asarray(shown), extent=(0, image.width, image.height, 0), zorder=0)
     strokes = [[(x0, y0), (x1, y1)] for x0, y0, x1, y1 in lines]
-    axes.add_collection(LineCollection(strokes, colors="white", lw=2.2, zorder=4))
-    axes.add_collection(
-        LineCollection(strokes, colors=stills.theme().ink, lw=1.0, zorder=5)
-    )
+    ground, ink = stills.theme().paper, stills.theme().ink
+    axes.add_collection(LineCollection(strokes, colors=ground, lw=2.2, zorder=4))
+    axes.add_collection(LineCollection(strokes, colors=ink, lw=1.0, zorder=5))
     axes.set_xlim(0, image.width)
     axes.set_ylim(image.height, 0)
     axes.set_xticks([])
@@ -240,12 +277,17 @@ def picture(
 def painted(
     axes: Axes, values: Float[np.ndarray, "row col"], place: Grid, scale: Scale
 ) -> None:
-    """Colour the cells over the picture."""
+    """Colour the cells over the picture; a dashed line bounds a view of a part."""
     from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
 
     most = max(-scale.low, scale.high)
     rgba = stills.colours(scale)(Normalize(scale.low, scale.high)(values))
     share = np.clip(np.abs(np.nan_to_num(values)) / most, 0, 1) ** 0.7
     rgba[..., 3] = np.where(np.isfinite(values), 0.9 * share, 0.0)
     x0, y0, x1, y1 = place.box
+    if place.box != (0, 0, axes.get_xlim()[1], axes.get_ylim()[0]):
+        seen = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=0.7, ls=(0, (4, 3)))
+        seen.set_edgecolor(stills.theme().faint)
+        axes.add_patch(seen)
     axes.imshow(rgba, extent=(x0, x1, y1, y0), interpolation="nearest", zorder=2)

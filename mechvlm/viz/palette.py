@@ -2,7 +2,8 @@
 
 Both arms start at the same pale ground (a dark one on dark paper) and move away from it
 in equal steps of OKLab lightness, so equal differences look equal, in grey print and to
-colour-blind eyes alike.
+colour-blind eyes alike. The colours of series differ in lightness where their hues are
+one to those eyes, and stand out enough from the paper to write in.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ LIGHT = Theme(
         "#f6f5f1", "#fbd4a2", "#f4b16f", "#e88f4f", "#d67033",
         "#bc5526", "#a03d1e", "#812a17", "#611a12",
     ),
-    series=("#2c79af", "#cf5f2a", "#23947f", "#9a62a8", "#ad8417", "#7b7f87"),
+    series=("#2468ae", "#c4490c", "#0f7f77", "#7a2178", "#694906", "#222c3a"),
 )  # fmt: skip
 DARK = Theme(
     "dark", "#e7e9ec", "#a0a7b2", "#3a3f48", "#15171b", "#1e2126", "#7db3e6",
@@ -72,7 +73,7 @@ DARK = Theme(
         "#24272c", "#5b2d22", "#813923", "#a44a23", "#c2622a",
         "#da7f39", "#ed9f55", "#fbc07b", "#fee4b9",
     ),
-    series=("#63aee7", "#fe9c73", "#63cab3", "#d095df", "#e4b959", "#afb3bb"),
+    series=("#63a4f4", "#ee7f45", "#8eeadb", "#b97fc6", "#f3dd8c", "#b4b8bf"),
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 __all__ = [
-    "LABEL", "bar", "blank", "colours", "edges", "headed", "quiet_axes", "rendered",
-    "series", "shortened", "theme",
+    "DPI", "LABEL", "bar", "blank", "colours", "edges", "headed", "quiet_axes",
+    "rendered", "series", "shortened", "theme", "width_of",
 ]  # fmt: skip
 
 LABEL = 8.0
@@ -98,7 +98,7 @@ def blank(width: float, height: float) -> Drawing:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(width, height), facecolor=theme().paper)
+    drawing = Figure(figsize=(width, height), dpi=DPI, facecolor=theme().paper)
     FigureCanvasAgg(drawing)
     return drawing
 
@@ -106,6 +106,20 @@ def blank(width: float, height: float) -> Drawing:
 def shortened(text: str, most: int) -> str:
     """Text of at most `most` characters, its cut marked."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def width_of(texts: Iterable[str], size: float = LABEL) -> float:
+    """Width of the widest text, inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    longest = sorted(set(texts), key=len)[-24:]
+    font = FontProperties(size=size)
+    points = (
+        text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
+        for text in longest
+    )
+    return max(points, default=0.0) / 72
 
 
 def colours(scale: Scale) -> Colormap:
@@ -140,7 +154,7 @@ def edges(axis: Axis, width: float, cell: float) -> list[float]:
     return borders
 
 
-def headed(drawing: Drawing, result: xr.DataArray, left: float) -> None:
+def headed(drawing: Drawing, result: xr.DataArray | xr.Dataset, left: float) -> None:
     """Write title and subtitle, `left` inches from the drawing's left edge."""
     width, height = drawing.get_size_inches()
     at = left / width
@@ -152,7 +166,7 @@ def headed(drawing: Drawing, result: xr.DataArray, left: float) -> None:
         fontsize=11,
         weight="bold",
     )
-    room = int((width - left) * 15)
+    room = int((width - left) * 17)
     words = shortened(subtitle(result), room)
     drawing.text(
         at, 1 - 0.40 / height, words, va="top", fontsize=LABEL, color=theme().faint

@@ -5,16 +5,18 @@ MechVLM.kinds.bars = (plot, spec, output) => {
   const n = spec.rows.labels.length, names = spec.series;
   const finite = [values, ...ends].flatMap((each) => Array.from(each)).filter(Number.isFinite);
   const low = Math.min(0, ...finite), high = Math.max(0, ...finite);
-  const BAR = 13, STEP = BAR * names.length + 16, legend = names.length > 1 ? 26 : 6;
+  const BAR = 13, STEP = BAR * names.length + 16, TOP = 6;
   const colour = MechVLM.series;
-  let chosen = -1, shade = null;
+  let chosen = -1, shade = null, layer = null;
 
   function redraw(width) {
     plot.replaceChildren();
-    const tall = legend + n * STEP + 44;
-    const layer = svg("svg", { class: "mv-text", width, height: tall, "aria-hidden": "true" });
+    const legend = MechVLM.legend(spec.key, names, 10);
+    if (names.length > 1) plot.append(legend);
+    const tall = TOP + n * STEP + 44;
+    layer = svg("svg", { class: "mv-text", width, height: tall, "aria-hidden": "true" });
     plot.append(layer);
-    plot.style.height = tall + "px";
+    plot.style.height = tall + (names.length > 1 ? legend.offsetHeight + 8 : 0) + "px";
     shade = svg("rect", { x: 0, width, height: STEP, class: "mv-shade", visibility: "hidden" });
     layer.append(shade);
     const most = width < 560 ? 20 : 44;
@@ -23,21 +25,15 @@ MechVLM.kinds.bars = (plot, spec, output) => {
     const left = Math.max(...labels.map((label) => label.getComputedTextLength())) + 12;
     const wide = Math.max(60, width - left - 24);
     const x = (v) => left + ((v - low) / (high - low || 1)) * wide;
-    const top = (k) => legend + k * STEP;
+    const top = (k) => TOP + k * STEP;
     for (const mark of MechVLM.ticks(low, high, wide < 260 ? 3 : 6)) {
-      layer.append(svg("line", { x1: x(mark), x2: x(mark), y1: legend, y2: top(n), class: mark === 0 ? "mv-zero" : "mv-grid" }));
+      layer.append(svg("line", { x1: x(mark), x2: x(mark), y1: TOP, y2: top(n), class: mark === 0 ? "mv-zero" : "mv-grid" }));
       layer.append(svg("text", { x: x(mark), y: top(n) + 16, "text-anchor": "middle", class: "mv-faint" }, number(mark)));
     }
     layer.append(svg("text", { x: left + wide / 2, y: top(n) + 36, "text-anchor": "middle", class: "mv-faint" }, spec.units));
     labels.forEach((label, k) => { label.setAttribute("y", top(k) + STEP / 2 + 4); });
-    let along = 0;
-    names.forEach((name, i) => {
-      if (names.length > 1) {
-        layer.append(svg("rect", { x: along, y: 2, width: 10, height: 10, fill: colour(i), class: "mv-bars" }));
-        const said = svg("text", { x: along + 15, y: 11 }, name);
-        layer.append(said);
-        along += said.getComputedTextLength() + 32;
-      }
+    layer.append(svg("text", { x: 0, y: top(n) + 16, class: "mv-faint" }, spec.rows.name));
+    names.forEach((_, i) => {
       for (let k = 0; k < n; k++) {
         const at = i * n + k, y = top(k) + 8 + i * BAR;
         if (!Number.isFinite(values[at])) continue;
@@ -54,13 +50,13 @@ MechVLM.kinds.bars = (plot, spec, output) => {
     chosen = k;
     shade.setAttribute("visibility", k < 0 ? "hidden" : "visible");
     if (k < 0) return say(output, ["point at a " + spec.rows.name + " to read its values"]);
-    shade.setAttribute("y", legend + k * STEP);
+    shade.setAttribute("y", TOP + k * STEP);
     const within = (at) => (ends.length ? " (" + ends.map((end) => number(end[at])).join(" to ") + ")" : "");
     say(output, [{ value: spec.rows.labels[k] }, ...names.map((name, i) => (name ? name + " " : "") + number(values[i * n + k]) + within(i * n + k))]);
   }
 
   function at(event) {
-    const k = Math.floor((event.clientY - plot.getBoundingClientRect().top - legend) / STEP);
+    const k = Math.floor((event.clientY - layer.getBoundingClientRect().top - TOP) / STEP);
     return k < 0 || k >= n ? -1 : k;
   }
 

@@ -5,9 +5,12 @@ const MechVLM = (() => {
   const kinds = {};
   const SVG = "http://www.w3.org/2000/svg";
   const MISSING = 65535;
-  const night = window.matchMedia("(prefers-color-scheme: dark)");
+  const root = document.documentElement, pinned = root.dataset.theme;
+  const screened = window.matchMedia("screen");
+  const night = window.matchMedia("screen and (prefers-color-scheme: dark)");
+  const wanted = () => (pinned ? pinned === "dark" && screened.matches : night.matches);
   const dressed = []; // what is painted anew when the theme changes
-  let dark = night.matches;
+  let dark = wanted(), missing = null;
 
   function el(name, cls, text) {
     const made = document.createElement(name);
@@ -48,15 +51,22 @@ const MechVLM = (() => {
   function turn(to) {
     if (to === dark) return;
     dark = to;
+    missing = null;
     for (const paint of dressed) paint();
   }
 
+  // One of the theme's colours by its name, such as "ink": no style reaches into a canvas.
+  function colour(name) {
+    return getComputedStyle(document.querySelector(".mv")).getPropertyValue("--" + name).trim();
+  }
+
+  const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+
   function palette(scale) {
-    const rgb = (stops) => stops.map((h) => [1, 3, 5].map((i) => parseInt(h.slice(i, i + 2), 16)));
-    const both = { light: rgb(scale.light), dark: rgb(scale.dark) };
+    const both = { light: scale.light.map(rgb), dark: scale.dark.map(rgb) };
     return (value) => {
       const stops = dark ? both.dark : both.light;
-      if (!Number.isFinite(value)) return dark ? [74, 78, 87] : [217, 217, 217];
+      if (!Number.isFinite(value)) return (missing = missing || rgb(colour("missing")));
       const share = (value - scale.low) / (scale.high - scale.low || 1);
       const at = Math.min(1, Math.max(0, share)) * (stops.length - 1);
       const i = Math.min(stops.length - 2, Math.floor(at)), rest = at - i;
@@ -97,6 +107,20 @@ const MechVLM = (() => {
     return box;
   }
 
+  // Names beside strokes of their colours, on as many lines as it takes.
+  function legend(title, names, thick, dash, colour = series) {
+    const box = el("div", "mv-legend");
+    if (title) box.append(el("span", "mv-faint", title));
+    names.forEach((name, i) => {
+      const key = el("span"), swatch = svg("svg", { width: 18, height: 12, "aria-hidden": "true" });
+      swatch.append(svg("line", { x1: 0, x2: 18, y1: 6, y2: 6, "stroke-width": thick,
+        "stroke-dasharray": dash ? dash(i) : "", style: "stroke:" + colour(i) }));
+      key.append(swatch, el("b", "", name));
+      box.append(key);
+    });
+    return box;
+  }
+
   // Parts of a read-out: plain strings, or {value}, {token} for emphasis.
   function say(output, parts) {
     output.replaceChildren();
@@ -133,15 +157,23 @@ const MechVLM = (() => {
     new ResizeObserver(() => requestAnimationFrame(check)).observe(plot);
   }
 
+  function printed(on) {
+    if (on) root.dataset.theme = "light";
+    else if (pinned) root.dataset.theme = pinned;
+    else delete root.dataset.theme;
+    turn(on ? false : wanted());
+  }
+
   function start() {
-    night.addEventListener("change", () => turn(night.matches));
-    window.addEventListener("beforeprint", () => turn(false));
-    window.addEventListener("afterprint", () => turn(night.matches));
+    for (const query of [night, screened]) query.addEventListener("change", () => turn(wanted()));
+    window.addEventListener("beforeprint", () => printed(true));
+    window.addEventListener("afterprint", () => printed(false));
     document.querySelectorAll("figure.mv").forEach(begin);
+    root.dataset.live = ""; // a page over its still hides it from now on
   }
 
   return {
-    kinds, el, svg, bytes, decode, palette, series, themed, number, shortened, groupAt, bar, say, ticks, start,
+    kinds, el, svg, bytes, decode, palette, colour, series, themed, number, shortened, groupAt, bar, legend, say, ticks, start,
     get dark() { return dark; },
   };
 })();

@@ -4,13 +4,15 @@ MechVLM.kinds.lines = (plot, spec, output) => {
   const values = MechVLM.decode(spec.values);
   const n = spec.cols.labels.length, names = spec.lines.labels;
   const lines = names.map((_, i) => Array.from(values.slice(i * n, (i + 1) * n)));
-  const colour = MechVLM.series;
-  const dash = (i) => ["", "7 3", "2 3"][Math.floor(i / 6) % 3];
+  const pairs = spec.pairs ? 2 : 1; // two results of a pair share their colour, the second is dashed
+  const colour = (i) => MechVLM.series(Math.floor(i / pairs));
+  const dash = (i) => (i % pairs ? "7 3" : ["", "7 3", "2 3"][Math.floor(i / 6 / pairs) % 3]);
   const bands = spec.bands.map((band) => MechVLM.decode(band));
   const finite = [values, ...bands].flatMap((each) => Array.from(each)).filter(Number.isFinite);
   const low = Math.min(0, ...finite), high = Math.max(0, ...finite), pad = (high - low || 1) * 0.05;
-  const marks = MechVLM.ticks(low, high, 5), HIGH = 300, TOP = 28;
+  const marks = MechVLM.ticks(low, high, 7), HIGH = Math.max(300, 16 * names.length), TOP = 28;
   let left = 60, wide = 1, chosen = -1, guide = null;
+  const named = names.some(Boolean);
 
   const x = (i) => left + (n > 1 ? (i / (n - 1)) * wide : wide / 2);
   const y = (v) => TOP + HIGH * (1 - (v - (low - pad)) / (high - low + 2 * pad || 1));
@@ -50,11 +52,13 @@ MechVLM.kinds.lines = (plot, spec, output) => {
   function redraw(width) {
     plot.replaceChildren();
     const layer = svg("svg", { class: "mv-text", width, height: TOP + HIGH + 48, "aria-hidden": "true" });
+    const narrow = width < 560, legend = MechVLM.legend("", names, 2, dash, colour);
+    if (narrow && named) plot.append(legend);
     plot.append(layer);
-    plot.style.height = TOP + HIGH + 48 + "px";
-    const labels = names.map((name, i) => svg("text", { style: "fill:" + colour(i), class: "mv-name" }, MechVLM.shortened(name, width < 560 ? 16 : 34)));
+    plot.style.height = TOP + HIGH + 48 + (narrow && named ? legend.offsetHeight + 8 : 0) + "px";
+    const labels = names.map((name, i) => svg("text", { style: "fill:" + colour(i), class: "mv-name" }, narrow ? "" : MechVLM.shortened(name, 34)));
     layer.append(...labels);
-    const right = Math.max(...labels.map((l) => l.getComputedTextLength())) + 26;
+    const right = Math.max(...labels.map((l) => l.getComputedTextLength())) + (narrow ? 8 : 26);
     left = 52;
     wide = Math.max(60, Math.min(width - left - right, 100 * n));
     for (const mark of marks) {
@@ -77,7 +81,7 @@ MechVLM.kinds.lines = (plot, spec, output) => {
       line.forEach((v, k) => {
         if (Number.isFinite(v) && n <= 48) layer.append(svg("circle", { cx: x(k), cy: y(v), r: 2.6, fill: colour(i) }));
       });
-      layer.append(svg("path", { d: `M${x(n - 1) + 5} ${ends[i]}L${x(n - 1) + 18} ${places[i]}`, stroke: colour(i), class: "mv-lead" }));
+      if (!narrow) layer.append(svg("path", { d: `M${x(n - 1) + 5} ${ends[i]}L${x(n - 1) + 18} ${places[i]}`, stroke: colour(i), class: "mv-lead" }));
       labels[i].setAttribute("x", x(n - 1) + 22);
       labels[i].setAttribute("y", places[i] + 4);
     });
@@ -86,6 +90,7 @@ MechVLM.kinds.lines = (plot, spec, output) => {
 
   function choose(i) {
     chosen = i;
+    plot.dispatchEvent(new CustomEvent("mv-chosen", { detail: i })); // for views that are linked
     guide.setAttribute("visibility", i < 0 ? "hidden" : "visible");
     if (i < 0) return say(output, ["point at a " + spec.cols.name + " to read its values"]);
     guide.setAttribute("x1", x(i));
@@ -105,6 +110,7 @@ MechVLM.kinds.lines = (plot, spec, output) => {
   plot.addEventListener("pointermove", (event) => choose(at(event)));
   plot.addEventListener("pointerdown", (event) => choose(at(event)));
   plot.addEventListener("pointerleave", () => choose(-1));
+  plot.addEventListener("mv-choose", (event) => choose(event.detail));
   plot.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!move) return;

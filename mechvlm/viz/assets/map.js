@@ -8,28 +8,11 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
     spec.quiet[i] ? "" : MechVLM.shortened(w, 22));
   figure.querySelector("figcaption").after(MechVLM.bar(spec.scale, spec.units));
 
-  const raster = el("canvas");
-  raster.width = nCols;
-  raster.height = nRows;
-  MechVLM.themed(() => {
-    const pixels = new ImageData(nCols, nRows);
-    values.forEach((v, i) => {
-      const row = Math.floor(i / nCols), at = (up ? nRows - 1 - row : row) * nCols + (i % nCols);
-      pixels.data.set([...colour(v), 255], 4 * at);
-    });
-    raster.getContext("2d").putImageData(pixels, 0, 0);
-  });
+  let edges = [], left = 0, top = 0, row = 1, sharp = 1, chosen = -1;
+  const marker = el("div", "mv-cell"), raster = el("canvas");
 
-  let edges = [], left = 0, top = 0, row = 1, chosen = -1;
-  const marker = el("div", "mv-cell");
-
-  function strongest() {
-    let best = 0;
-    values.forEach((v, i) => {
-      if (Number.isFinite(v) && !(Math.abs(v) <= Math.abs(values[best]))) best = i;
-    });
-    return best;
-  }
+  const stronger = (i, than) => Number.isFinite(values[i]) && !(Math.abs(values[i]) <= Math.abs(values[than]));
+  const best = values.reduce((found, _, i) => (stronger(i, found) ? i : found), 0);
 
   function columnEdges(room) {
     const silent = spec.quiet.filter(Boolean).length, rest = nCols - silent;
@@ -61,7 +44,8 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
   function choose(i) {
     chosen = i;
     marker.hidden = i < 0;
-    if (i < 0) return read(strongest(), "strongest");
+    plot.dispatchEvent(new CustomEvent("mv-chosen", { detail: i })); // for views that are linked
+    if (i < 0) return read(best, "strongest");
     const r = Math.floor(i / nCols), c = i % nCols;
     Object.assign(marker.style, {
       left: left + edges[c] + "px", width: Math.max(2, edges[c + 1] - edges[c]) + "px",
@@ -74,15 +58,30 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
     const box = plot.getBoundingClientRect();
     const x = event.clientX - box.left - left, y = event.clientY - box.top - top;
     if (x < 0 || y < 0 || x >= edges[nCols] || y >= row * nRows) return -1;
-    const r = Math.floor(y / row);
-    return (up ? nRows - 1 - r : r) * nCols + (edges.findIndex((e) => e > x) - 1);
+    const r = Math.floor(y / row), first = (up ? nRows - 1 - r : r) * nCols, under = column(x);
+    if ((edges[under + 1] - edges[under]) * sharp >= 1) return first + under;
+    const pixel = Math.floor(x * sharp);
+    let found = -1; // of columns thinner than a pixel, the one that gave it its colour
+    for (let c = column(pixel / sharp); c < nCols && edges[c] * sharp < pixel + 1; c++)
+      if (Math.floor(edges[c] * sharp) === pixel && (found < 0 || stronger(first + c, found))) found = first + c;
+    return found < 0 ? first + under : found;
+  }
+
+  function column(x) {
+    let low = 0, high = nCols;
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if (edges[middle] <= x) low = middle; else high = middle;
+    }
+    return low;
   }
 
   function widest(layer, texts, size) {
     const probe = svg("text", { "font-size": size });
     layer.append(probe);
     let most = 0;
-    for (const text of texts) {
+    const longest = [...new Set(texts)].sort((a, b) => b.length - a.length).slice(0, 24);
+    for (const text of longest) {
       probe.textContent = text;
       most = Math.max(most, probe.getComputedTextLength());
     }
@@ -111,21 +110,37 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
     choose(chosen);
   }
 
-  function paint(wide, high) {
-    const canvas = el("canvas", "mv-cells"), sharp = window.devicePixelRatio || 1;
-    canvas.width = Math.ceil(wide * sharp);
-    canvas.height = Math.ceil(high * sharp);
-    Object.assign(canvas.style, { left: left + "px", top: top + "px", width: wide + "px", height: high + "px" });
-    const pen = canvas.getContext("2d");
-    let from = 0; // one drawImage for each run of columns of one width
-    for (let c = 1; c <= nCols; c++) {
-      if (c < nCols && spec.quiet[c] === spec.quiet[from]) continue;
-      const step = (edges[c] - edges[from]) / (c - from);
-      pen.imageSmoothingEnabled = step * sharp < 1;
-      pen.drawImage(raster, from, 0, c - from, nRows,
-        edges[from] * sharp, 0, (edges[c] - edges[from]) * sharp, high * sharp);
-      from = c;
+  // One pixel wide where it will be, one high for each row. Where columns are thinner than
+  // that, a pixel shows the strongest of its columns: no peak is averaged away.
+  function rasterize(n) {
+    const pixels = new ImageData(n, nRows), owner = new Int32Array(n);
+    for (let r = 0; r < nRows; r++) {
+      owner.fill(-1);
+      for (let c = 0; c < nCols; c++) {
+        const from = Math.min(n - 1, Math.floor(edges[c] * sharp));
+        const to = Math.max(from + 1, Math.min(n, Math.floor(edges[c + 1] * sharp)));
+        for (let x = from; x < to; x++)
+          if (owner[x] < 0 || stronger(r * nCols + c, owner[x])) owner[x] = r * nCols + c;
+      }
+      const line = (up ? nRows - 1 - r : r) * n;
+      owner.forEach((i, x) => pixels.data.set([...colour(values[i]), 255], 4 * (line + x)));
     }
+    Object.assign(raster, { width: n, height: nRows });
+    raster.getContext("2d").putImageData(pixels, 0, 0);
+  }
+
+  function paint(wide, high) {
+    const canvas = el("canvas", "mv-cells");
+    sharp = window.devicePixelRatio || 1;
+    canvas.width = Math.max(1, Math.floor(wide * sharp));
+    canvas.height = Math.ceil(high * sharp);
+    Object.assign(canvas.style, { left: left + "px", top: top + "px", width: canvas.width / sharp + "px", height: high + "px" });
+    rasterize(canvas.width);
+    const pen = canvas.getContext("2d");
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(raster, 0, 0, canvas.width, canvas.height);
+    for (const [, from] of spec.cols.groups)
+      if (from) pen.clearRect(Math.round((edges[from] - 0.5) * sharp), 0, Math.ceil(sharp), canvas.height);
     plot.append(canvas);
   }
 
@@ -162,22 +177,27 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
       const x0 = left + edges[from] + 1, x1 = left + edges[to] - 1, strong = group === "image";
       const cls = strong ? "mv-strong" : "mv-faint";
       layer.append(svg("line", { x1: x0, x2: x1, y1: top - 6, y2: top - 6, class: cls }));
-      const name = svg("text", { x: (x0 + x1) / 2, y: top - 12, "text-anchor": "middle", class: cls },
-        to - from > 12 ? group + " ×" + (to - from) : group);
+      const name = svg("text", { x: (x0 + x1) / 2, y: top - 12, "text-anchor": "middle", class: cls });
       layer.append(name);
-      if (name.getComputedTextLength() > x1 - x0 + 4) name.remove();
+      const words = to - from > 12 ? [group + " ×" + (to - from), group, ""] : [group, ""];
+      for (const word of words) { // the longest that has room
+        name.textContent = word;
+        if (name.getComputedTextLength() <= x1 - x0 + 4) break;
+      }
     }
   }
 
   plot.addEventListener("pointermove", (event) => choose(at(event)));
   plot.addEventListener("pointerdown", (event) => choose(at(event)));
   plot.addEventListener("pointerleave", () => choose(-1));
+  plot.addEventListener("mv-choose", (event) => choose(event.detail));
   plot.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [up ? 1 : -1, 0], ArrowDown: [up ? -1 : 1, 0] };
-    const move = moves[event.key];
+    const ends = { Home: [0, -nCols], End: [0, nCols] }; // of a row
+    const move = moves[event.key] || ends[event.key];
     if (!move) return;
     event.preventDefault();
-    const from = chosen < 0 ? strongest() : chosen;
+    const from = chosen < 0 ? best : chosen;
     const r = Math.min(nRows - 1, Math.max(0, Math.floor(from / nCols) + move[0]));
     const c = Math.min(nCols - 1, Math.max(0, (from % nCols) + move[1]));
     choose(r * nCols + c);
