@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mechvlm import matching as matching
     from mechvlm import readings as readings
     from mechvlm import reference as reference
-    from mechvlm import report as report
     from mechvlm import scenes as scenes
     from mechvlm import screening as screening
     from mechvlm import selecting as selecting
@@ -173,6 +172,7 @@ if TYPE_CHECKING:
     from mechvlm.record import Run as Run
     from mechvlm.record import base_run as base_run
     from mechvlm.record import record as record
+    from mechvlm.report import report as report
     from mechvlm.sites import Site as Site
 
 __version__ = "0.1.0"
@@ -325,7 +325,7 @@ _KEPT = MappingProxyType(
         "recovery": "mechvlm.metrics:recovery",
         "reference": "mechvlm.reference",
         "rejudge": "mechvlm.analyses.caption_knockout:rejudge",
-        "report": "mechvlm.report",
+        "report": "mechvlm.report:report",
         "save_result": "mechvlm.axes:save_result",
         "scenes": "mechvlm.scenes",
         "screen_then_verify": "mechvlm.analyses.attribution:screen_then_verify",

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from test_viz import HOSTILE, every_figure, patching
 
-from mechvlm import report, viz
+from mechvlm import viz
 from mechvlm.errors import ResultError
 from mechvlm.papers import cite
-from mechvlm.report import Section
+from mechvlm.report import Section, page, write
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 
@@ -31,9 +31,9 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def outline(page: str) -> list[tuple[str, dict]]:
+def outline(text: str) -> list[tuple[str, dict]]:
     parser = Outline()
-    parser.feed(page)
+    parser.feed(text)
     assert not parser.open
     return parser.tags
 
@@ -52,7 +52,7 @@ def sections() -> list[Section]:
     ]
 
 
-PAGE = report.page("What & where", sections(), lead="In `short`.", version="1.2.3")
+PAGE = page("What & where", sections(), lead="In `short`.", version="1.2.3")
 
 
 def test_the_page_is_whole_and_in_order():
@@ -74,13 +74,13 @@ def test_every_picture_says_what_it_shows():
     assert all(attrs["alt"] for attrs in pictures)
     assert all(attrs["src"].startswith("data:image/") for attrs in pictures)
     with pytest.raises(ResultError, match="section 'Bare' has no `alt`"):
-        report.page("x", [Section("Bare", image=Image.new("RGB", (8, 8)))])
+        page("x", [Section("Bare", image=Image.new("RGB", (8, 8)))])
 
 
 def test_circuitsvis_comes_once_and_only_when_needed():
     assert PAGE.count("var CircuitsVis=") == 1
     assert PAGE.count('data-kind="attention"') == 2
-    plain = report.page("x", [Section("Map", figure=viz.heatmap(patching()))])
+    plain = page("x", [Section("Map", figure=viz.heatmap(patching()))])
     assert "var CircuitsVis=" not in plain
     assert len(plain.encode()) < 200_000
 
@@ -101,20 +101,20 @@ def test_words_stay_words(bad):
     section = Section(
         bad, bad, image=Image.new("RGB", (8, 8)), alt=bad, caption=bad, table=[[bad]]
     )
-    page = report.page(bad, [section], lead=bad, version=bad)
-    calm = report.page(
+    made = page(bad, [section], lead=bad, version=bad)
+    calm = page(
         "x",
         [Section("x", "x", image=section.image, alt="x", caption="x", table=[["x"]])],
         lead="x",
         version="x",
     )
-    assert [tag for tag, _ in outline(page)] == [tag for tag, _ in outline(calm)]
-    assert bad not in page
+    assert [tag for tag, _ in outline(made)] == [tag for tag, _ in outline(calm)]
+    assert bad not in made
 
 
 def test_backticks_mark_code_and_empty_lines_part_paragraphs():
-    page = report.page("x", [Section("s", "one `a<b`\n\ntwo")])
-    assert "<p>one <code>a&lt;b</code></p>\n<p>two</p>" in page
+    made = page("x", [Section("s", "one `a<b`\n\ntwo")])
+    assert "<p>one <code>a&lt;b</code></p>\n<p>two</p>" in made
 
 
 def test_the_footer_says_where_the_numbers_come_from():
@@ -122,10 +122,10 @@ def test_the_footer_says_where_the_numbers_come_from():
     assert "<dt>Model</dt><dd>demo</dd>" in footer
     assert "mechvlm 1.2.3" in footer
     assert footer.count(cite("arXiv:2404.15255")) == 1
-    extra = report.page("x", [], papers=["arXiv:2304.14767"])
+    extra = page("x", [], papers=["arXiv:2304.14767"])
     assert cite("arXiv:2304.14767") in extra
     with pytest.raises(ResultError, match="no paper is known as 'arXiv:1'"):
-        report.page("x", [], papers=["arXiv:1"])
+        page("x", [], papers=["arXiv:1"])
 
 
 def test_columns_of_numbers_stand_right():
@@ -134,11 +134,11 @@ def test_columns_of_numbers_stand_right():
 
 
 def test_a_report_is_written_whole_or_not_at_all(tmp_path):
-    path = report.write(tmp_path / "out.html", "What & where", sections()[:1])
+    path = write(tmp_path / "out.html", "What & where", sections()[:1])
     assert path.read_text("utf-8").endswith("</html>\n")
     with pytest.raises(ResultError, match="should end in"):
-        report.write(tmp_path / "out.pdf", "x", [])
+        write(tmp_path / "out.pdf", "x", [])
     with pytest.raises(ResultError, match="alt"):
-        report.write(path, "x", [Section("s", image=Image.new("RGB", (8, 8)))])
+        write(path, "x", [Section("s", image=Image.new("RGB", (8, 8)))])
     assert "What &amp; where" in path.read_text("utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["out.html"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mechvlm.errors import ResultError
 from mechvlm.papers import PAPERS, cite
+from mechvlm.report.tables import Table, downloads
 from mechvlm.viz.figure import CSP, Figure, asset, scripts_of, style
 from mechvlm.viz.files import write_atomically
 from mechvlm.viz.payload import picture_uri
@@ -36,6 +37,9 @@ class Section:
         table: Rows of plain text, the first one naming the columns.
         html: Markup from the caller's own hand; nothing is escaped in it.
         caption: Plain text under the figure, the picture or the table.
+        within: Parts of this part, under smaller headings; one without a title has
+            none.
+        numbers: Tables that the page offers as CSV.
     """
 
     title: str
@@ -46,6 +50,19 @@ class Section:
     table: Sequence[Sequence[str]] = ()
     html: str = ""
     caption: str = ""
+    within: Sequence[Section] = ()
+    numbers: Sequence[Table] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Its figure and those of its parts, in order."""
+        own = [] if self.figure is None else [self.figure]
+        return [*own, *(f for part in self.within for f in part.figures)]
+
+    @property
+    def offers(self) -> bool:
+        """Whether it or one of its parts has tables."""
+        return bool(self.numbers) or any(part.offers for part in self.within)
 
 
 def page(
@@ -75,9 +92,12 @@ def page(
         >>> print(page("Nothing", [])[:15])
         <!doctype html>
     """
-    figures = [section.figure for section in sections if section.figure is not None]
+    figures = [figure for section in sections for figure in section.figures]
     parts = [part(section, i) for i, section in enumerate(sections, 1)]
     look = style() + asset("report.css")
+    scripts = scripts_of(figures)
+    if any(section.offers for section in sections):
+        scripts += f"\n<script>{asset('report.js')}</script>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
@@ -86,7 +106,7 @@ def page(
         '<body class="mv-page mv-report"><main>\n'
         f"<header><h1>{escape(title)}</h1>{prose(lead, 'lead')}</header>\n"
         f"{contents(sections)}{''.join(parts)}</main>\n"
-        f"{provenance(figures, version, papers)}\n{scripts_of(figures)}</body></html>\n"
+        f"{provenance(figures, version, papers)}\n{scripts}</body></html>\n"
     )
 
 
@@ -128,6 +148,13 @@ def prose(text: str, kind: str = "") -> str:
 
 def part(section: Section, number: int) -> str:
     """One section as HTML."""
+    heading = f'<h2 id="part-{number}">{escape(section.title)}</h2>\n'
+    start = f'<section aria-labelledby="part-{number}">'
+    return f"{start}{heading}{inside(section)}</section>\n"
+
+
+def inside(section: Section) -> str:
+    """What stands below a section's heading."""
     shown = [prose(section.text), section.html]
     if section.figure is not None:
         shown.append(section.figure.fragment(still=True))
@@ -135,11 +162,13 @@ def part(section: Section, number: int) -> str:
         shown.append(pictured(section))
     if section.table:
         shown.append(tabled(section.table))
+    for smaller in section.within:
+        heading = f"<h3>{escape(smaller.title)}</h3>\n" if smaller.title else ""
+        shown.append(f'<div class="within">{heading}{inside(smaller)}</div>\n')
     if section.caption:
         shown.append(prose(section.caption, "caption"))
-    heading = f'<h2 id="part-{number}">{escape(section.title)}</h2>\n'
-    start = f'<section aria-labelledby="part-{number}">'
-    return f"{start}{heading}{''.join(shown)}</section>\n"
+    shown.append(downloads(section.numbers))
+    return "".join(shown)
 
 
 def pictured(section: Section) -> str:
@@ -158,11 +187,7 @@ def tabled(table: Sequence[Sequence[str]]) -> str:
     """Rows of text as a table; columns of numbers stand right."""
     head, *body = [[str(cell) for cell in row] for row in table]
     numeric = [
-        bool(body)
-        and all(
-            re.fullmatch("[-+\N{MINUS SIGN}]?[0-9.,]+ ?%?", row[i] or "")
-            for row in body
-        )
+        bool(body) and all(re.fullmatch(NUMBER, row[i] or "") for row in body)
         for i in range(len(head))
     ]
 
@@ -198,10 +223,12 @@ def provenance(figures: Sequence[Figure], version: str, papers: Iterable[str]) -
         (name, list(dict.fromkeys(str(a[key]) for a in attrs if a.get(key))))
         for name, key in (
             ("Model", "model"),
-            ("Prompt", "prompt"),
             ("Metric", "metric"),
         )
     ]
+    told = [str(a["prompt"]) for a in attrs if a.get("prompt")]
+    prompts = {" ".join(text.replace("↵", " ").split()): text for text in told}
+    facts.insert(1, ("Prompt", list(prompts)))
     if version:
         facts.append(("Made with", [f"mechvlm {version}"]))
     lines = "".join(
