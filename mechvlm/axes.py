@@ -23,6 +23,7 @@ from mechvlm.errors import OutputError, ResultError
 
 __all__ = [
     "Labelled",
+    "LabelledSet",
     "labelled",
     "open_result",
     "output_folder",
@@ -32,6 +33,9 @@ __all__ = [
 
 Labelled: TypeAlias = xr.DataArray
 """A result: values with named dimensions, labels, units and attributes."""
+
+LabelledSet: TypeAlias = xr.Dataset
+"""Several results that share dimensions."""
 
 _JSON = "json:"
 _MANIFEST = "mechvlm.json"

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tiny
-from test_browser import BROWSER, Visit, context  # noqa: F401 - a fixture
+from pages import needs_browser
 
 import mechvlm as mv
 from mechvlm import cli
@@ -41,15 +41,13 @@ def test_the_page_is_whole_and_asks_nobody(written):
     assert not links
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
-def test_the_page_opens_offline_and_asks_nobody(written, context):  # noqa: F811
-    page, _ = written
-    visit = Visit(context, page)
-    visit.page.wait_for_load_state("load")
-    assert visit.page.locator("h1").inner_text() == "Where does “purple” come from?"
-    assert visit.page.locator("canvas").count() >= 3
-    assert visit.page.get_by_text("head 3").first.is_visible()
-    assert visit.faults == []
+@needs_browser
+def test_the_page_opens_offline_and_asks_nobody(written, visit):
+    made = visit(written[0])
+    made.page.wait_for_load_state("load")
+    assert made.page.locator("h1").inner_text() == "Where does “purple” come from?"
+    assert made.page.locator("canvas").count() >= 3
+    assert made.page.get_by_text("head 3").first.is_visible()
 
 
 def test_the_results_open_again_and_say_what_the_sentences_say(written):

@@ -22,7 +22,7 @@ FLOORS = [
     "cutting",
     "analyses",
     "report",
-    *("demo", "reproduce"),
+    *("bench", "demo", "reproduce"),
     "cli",
 ]
 

@@ -147,10 +147,12 @@ def test_info_tells_the_versions_that_are_installed(run):
 
 
 def test_info_warns_of_a_torchvision_that_breaks_image_models(monkeypatch, run):
-    from mechvlm import cli
+    from mechvlm.cli import installed
 
     known = {"torchvision": "9.9.9"}
-    monkeypatch.setattr(cli, "installed_version", lambda name: known.get(name, "1"))
+    monkeypatch.setattr(
+        installed, "installed_version", lambda name: known.get(name, "1")
+    )
     monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it now fails
     printed, _, _ = run("info")
     assert "9.9.9 cannot be imported beside torch 1" in printed

@@ -1,6 +1,6 @@
 """Pairs of pictures in files: one's own counterfactuals, written by hand or by `write`.
 
-A folder holds `pairs.json` and, beside it, the pictures that it names:
+A folder holds `pairs.json` and, beside it, the pictures that it names::
 
     {
       "format": "mechvlm pairs",

@@ -16,7 +16,10 @@ from mechvlm.models.prompting import opened
 from mechvlm.prompts import Prompt
 from mechvlm.scenes import questions, sample
 
-__all__ = ["Case", "case_of", "favourite"]
+__all__ = ["SCENES", "Case", "case_of", "drawn", "favourite", "own"]
+
+SCENES = ("demo", "demo-control")
+"""Models that were trained on scenes, so that one can be drawn for them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Case:
         foil: The word that the twin makes right; None takes the model's own.
         outline: Box of the object in pixels; None where it is not known.
         twin_says: What the twin is, in words.
+        thing: What the object is called; "" where it is not known.
     """
 
     question: str
@@ -40,10 +44,12 @@ class Case:
     foil: str | None
     outline: Box | None
     twin_says: str
+    thing: str = ""
 
 
 def case_of(
     model: str,
+    *,
     image: Path | None,
     question: str | None,
     answer: str | None,
@@ -52,14 +58,31 @@ def case_of(
 ) -> Case:
     """The user's own picture and question, or a scene that is drawn for them."""
     given = (image, question, answer, foil, counterfactual)
-    if model == "demo" and all(each is None for each in given):
-        return _drawn()
+    if model in SCENES and all(each is None for each in given):
+        return drawn()
     if image is None or question is None or answer is None:
         raise PromptError(
             "a picture or model of your own needs all of --image FILE, --question"
             ' "..." and --answer WORD; with none of them a scene is drawn for the demo'
             " model."
         )
+    return own(image, question, answer, foil=foil, counterfactual=counterfactual)
+
+
+def own(
+    image: Path,
+    question: str,
+    answer: str,
+    *,
+    foil: str | None = None,
+    counterfactual: Path | None = None,
+    outline: Box | None = None,
+) -> Case:
+    """A picture of one's own; its twin a second one, or a plain one of its colour.
+
+    Raises:
+        UnreadableImageError: A file is no picture.
+    """
     picture = opened(image)
     if counterfactual is not None:
         twin, words = opened(counterfactual), f"the picture {counterfactual.name}"
@@ -67,10 +90,10 @@ def case_of(
         mean = np.asarray(picture).reshape(-1, 3).mean(axis=0).round().astype(int)
         colour = (int(mean[0]), int(mean[1]), int(mean[2]))
         twin, words = Image.new("RGB", picture.size, colour), "a plain picture"
-    return Case(question, picture, twin, answer, foil, None, words)
+    return Case(question, picture, twin, answer, foil, outline, words)
 
 
-def _drawn() -> Case:
+def drawn() -> Case:
     """A scene of three objects, and its twin in which one has another colour."""
     scene = sample(seed=11, n=3)
     asked = questions(scene, "color")[0]
@@ -78,9 +101,16 @@ def _drawn() -> Case:
     taken = {asked.answer, *(q.answer for q in questions(scene, "color"))}
     foil = next(c for c in ("blue", "red", "green", "yellow") if c not in taken)
     twin = scene.recolored(at, foil)
-    words = f"the same scene with that object in {foil}"
+    name = scene.things[at].words.split()[-1]
     return Case(
-        asked.text, scene.image, twin.image, asked.answer, foil, scene.box(at), words
+        asked.text,
+        scene.image,
+        twin.image,
+        asked.answer,
+        foil,
+        scene.box(at),
+        f"the same scene with that object in {foil}",
+        name,
     )
 
 

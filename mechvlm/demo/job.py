@@ -64,7 +64,14 @@ def run(
     """
     say = _to_stdout if say is None else say
     with output_folder(out) as folder:
-        case = case_of(model, image, question, answer, foil, counterfactual)
+        case = case_of(
+            model,
+            image=image,
+            question=question,
+            answer=answer,
+            foil=foil,
+            counterfactual=counterfactual,
+        )
         vlm = load(model)
         clean = vlm.prompt(case.question, case.image)
         corrupted = vlm.prompt(case.question, case.twin)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from mechvlm.analyses.activation_patching import activation_patching
@@ -14,7 +16,7 @@ from mechvlm.metrics import Metric
 from mechvlm.models.hooked import HookedVLM
 from mechvlm.plan import plan
 from mechvlm.prompts import Prompt
-from mechvlm.sites import Site
+from mechvlm.sites import Component, Site
 
 __all__ = ["handed_over", "knocked_out", "patched"]
 
@@ -23,30 +25,52 @@ MOST_PASSES = 300
 
 
 def patched(
-    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, metric: Metric
+    vlm: HookedVLM,
+    clean: Prompt,
+    corrupted: Prompt,
+    metric: Metric,
+    *,
+    site: Component = "resid_pre",
+    direction: Literal["denoise", "noise"] = "denoise",
+    progress: bool | None = None,
 ) -> Labelled:
-    """Recovery by layer and position; large models in blocks of neighbours."""
-    blocks = _blocks(vlm, clean)
-    heat = activation_patching(vlm, clean, corrupted, metric=metric, at=blocks)
+    """Recovery by layer and position; large models in blocks of neighbours.
+
+    `attrs["cells_together"]` is the side of a block, in cells.
+    """
+    side, blocks = _blocks(vlm, clean, site)
+    heat = activation_patching(
+        vlm,
+        clean,
+        corrupted,
+        metric=metric,
+        site=site,
+        at=blocks,
+        direction=direction,
+        progress=progress,
+    )
     names = [name for name, block in blocks.items() for _ in block]
     positions = [position for block in blocks.values() for position in block]
     spread = heat.sel(set=names).rename(set="position")
     spread = spread.assign_coords(position=positions).sortby("position")
-    return spread.assign_coords(clean.labels())
+    spread = spread.assign_coords(clean.labels())
+    return spread.assign_attrs(cells_together=side)
 
 
-def _blocks(vlm: HookedVLM, prompt: Prompt) -> dict[str, Positions]:
+def _blocks(
+    vlm: HookedVLM, prompt: Prompt, site: Component
+) -> tuple[int, dict[str, Positions]]:
     """Positions alone; where that costs too much, square blocks of image cells."""
     for side in range(1, 8):
         blocks = _blocks_of(prompt, side)
         patches = [
-            Ablate(Site("resid_pre", layer), at)
+            Ablate(Site(site, layer), at)
             for layer in range(vlm.cfg.n_layers)
             for at in blocks.values()
         ]
         if plan(vlm, prompt, patches).share * len(patches) <= MOST_PASSES:
-            return blocks
-    return _blocks_of(prompt, 8)
+            return side, blocks
+    return 8, _blocks_of(prompt, 8)
 
 
 def _blocks_of(prompt: Prompt, side: int) -> dict[str, Positions]:

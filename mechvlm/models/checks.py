@@ -13,13 +13,17 @@ from mechvlm.errors import ModelCheckError
 if TYPE_CHECKING:
     from mechvlm.models.hooked import HookedVLM
 
-__all__ = ["check_model"]
+__all__ = ["check_model", "tolerance"]
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
-"""Largest difference of two logits, relative to the largest logit."""
 
 _HALF_TOLERANCE = 5e-2
-"""The same in 16 bits, where SDPA and explicit attention round differently."""
+"""In 16 bits, where SDPA and explicit attention round differently."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far apart logits may be that mean the same, relative to the largest."""
+    return _TOLERANCE.get(dtype, _HALF_TOLERANCE)
 
 
 @torch.no_grad()
@@ -48,15 +52,15 @@ def check_model(vlm: HookedVLM) -> None:
         (f"blocks.{i}.attn.hook_pattern", seen) for i in range(vlm.cfg.n_layers)
     ]
     hooked = vlm.run_with_hooks(prompt, fwd_hooks=[*patterns, (_every, _look)])
-    tolerance = _TOLERANCE.get(vlm.cfg.dtype, _HALF_TOLERANCE)
+    allowed = tolerance(vlm.cfg.dtype)
     off = float((hooked - plain).abs().max() / plain.abs().max())
-    if not off <= tolerance:
+    if not off <= allowed:
         raise ModelCheckError(
             f"the hooked forward differs from Hugging Face's by {off:.2g} of the"
-            f" largest logit (allowed {tolerance:g}). Does this version of transformers"
+            f" largest logit (allowed {allowed:g}). Does this version of transformers"
             " compute something between the hook points that mechvlm does not know?"
         )
-    if not max(sums) <= max(tolerance, 1e-4):
+    if not max(sums) <= max(allowed, 1e-4):
         raise ModelCheckError(f"attention rows miss a sum of 1 by {max(sums):.2g}.")
     _check_image(vlm, text, image, plain)
 

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from mechvlm.errors import CheckpointError, FamilyError, MechVLMError
 from mechvlm.models import demo, families
 from mechvlm.models.checks import check_model
 from mechvlm.models.hooked import HookedVLM
 
-__all__ = ["load"]
+__all__ = ["SHIPPED", "load", "without_bars"]
 
-_SHIPPED = {"demo": demo.PATH, "demo-control": demo.CONTROL_PATH}
+SHIPPED = {"demo": demo.PATH, "demo-control": demo.CONTROL_PATH}
 """Names of the checkpoints that come with the package, and their folders."""
 
 _HUB = ("cache_dir", "local_files_only", "subfolder", "token")
@@ -62,7 +63,7 @@ def load(
         >>> vlm.cfg.n_layers, vlm.cfg.family
         (8, 'llava')
     """
-    place = _SHIPPED.get(str(name_or_path), name_or_path)
+    place = SHIPPED.get(str(name_or_path), name_or_path)
     _check_folder(place)
     model, report, processor = _pretrained(
         place, revision, dtype=dtype or "auto", device_map=device_map, **hf_kwargs
@@ -73,11 +74,16 @@ def load(
     if device is not None:
         model = model.to(device)
     vlm = HookedVLM(model.eval(), processor)
-    if str(name_or_path) in _SHIPPED:
+    if str(name_or_path) in SHIPPED:
         vlm.cfg = replace(vlm.cfg, model_name=str(name_or_path))
     if check:
         check_model(vlm)
     return vlm
+
+
+def without_bars() -> None:
+    """Show no progress bars of transformers from now on, as its reading of weights."""
+    disable_progress_bar()
 
 
 def _check_folder(place: str | Path) -> None:

@@ -1,0 +1,11 @@
+"""The `mechvlm` command: words in, the same public calls as from Python.
+
+Nothing heavy is imported before a command needs it, so that help answers at once: the
+modules `app`, `commands`, `options`, `given`, `told` and `files` are light, and a
+command imports the one that does its work.
+"""
+
+from mechvlm.cli import commands as commands
+from mechvlm.cli.app import app, main
+
+__all__ = ["app", "main"]
