@@ -5,6 +5,8 @@
 #   make check      format, lint, types, floors (no model is loaded)
 #   make test-tl3   what must also hold under TransformerLens 3.9
 #   make bench      every sweep beside other libraries, on one thread; minutes
+#   make docs       the documentation, into docs/_build; a warning stops it
+#   make figures    the pictures of the README and the documentation, made again
 #   make clean      take away what was set up here
 #
 # Which Python runs them:
@@ -13,7 +15,8 @@
 #   an activated environment  that one; what it has stays, what it lacks is installed
 #   PYTHON=/path/to/python    that one; nothing is installed, only checked
 #
-# A torch that is already there is kept. ARGS="..." is handed on to demo and to pytest.
+# A torch that is already there is kept. ARGS="..." is handed on to demo, to pytest, and
+# (names of figures) to figures.
 
 SHELL := /bin/sh
 TORCH ?= torch
@@ -102,12 +105,13 @@ define install
 	@$(1) -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null \
 	  || $(1) -m pip install -q -c $(@D)/.mechvlm-torch-pins $(TORCH)
 	@$(1) -c "$$PINS" $(2) $(foreach one,$(3),$(firstword $(subst ==, ,$(one)))) > $(@D)/.mechvlm-pins
-	@$(1) -m pip install -q -c $(@D)/.mechvlm-pins -e '.[dev,notebooks]' $(3)
+	@$(1) -m pip install -q -c $(@D)/.mechvlm-pins -e '.[dev,docs,notebooks]' $(3)
 	@rm -f $(@D)/.mechvlm-pins $(@D)/.mechvlm-torch-pins
 	@touch $@
 endef
 
-.PHONY: demo test test-tl3 check bench clean setup need-core need-dev
+.PHONY: demo test test-tl3 check bench docs figures clean setup \
+  need-core need-dev need-docs
 
 demo: need-core
 	$(PY) -m mechvlm demo $(ARGS)
@@ -115,7 +119,7 @@ demo: need-core
 test: need-dev
 	$(PY) -m pytest -n 2 $(ARGS)
 ifneq ($(wildcard notebooks/*.ipynb),)
-	$(PY) -m pytest --nbmake notebooks
+	$(PY) -m pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
 endif
 
 check: need-dev
@@ -129,6 +133,13 @@ bench: need-core $(TL3_READY) $(RIVALS_READY)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/everything.py $(ARGS)
 	$(PY) benchmarks/table.py
 
+docs: need-docs
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -E -W --keep-going docs docs/_build $(ARGS)
+	@echo "docs/_build/index.html"
+
+figures: need-core
+	OMP_NUM_THREADS=1 $(PY) docs/figures.py $(ARGS)
+
 setup: need-dev
 
 ifeq ($(MODE),given)
@@ -139,13 +150,16 @@ need-core:
 need-dev:
 	@$(PY) -c "$$LACKS" dev notebooks
 
+need-docs:
+	@$(PY) -c "$$LACKS" docs
+
 test-tl3: need-dev
 	@$(PY) -c 'from importlib.metadata import version as v; import sys; sys.exit(v("transformer-lens")[:2] != "3." and "PYTHON has TransformerLens " + v("transformer-lens") + "; this target is for 3.9")'
 	$(PY) -m pytest -m tl3 $(ARGS)
 
 else
 
-need-core need-dev: $(READY)
+need-core need-dev need-docs: $(READY)
 
 test-tl3: $(TL3_READY)
 	$(TL3_PY) -m pytest -m tl3 $(ARGS)
@@ -177,4 +191,4 @@ $(READY): pyproject.toml constraints.txt
 endif
 
 clean:
-	rm -rf .venv .venv-tl3 .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis mechvlm-demo
+	rm -rf .venv .venv-tl3 .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis mechvlm-demo mechvlm-notebooks docs/_build
