@@ -1,6 +1,7 @@
 """What the README shows to a stranger runs as it stands."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ def test_the_readmes_code_runs():
     names = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 3
     assert names["heat"].dims == ("layer", "position")
     assert float(names["heat"].isel(layer=-1, position=-1)) > 0.9
     assert len(names["cut"].layers) == 3
+    assert names["circuit"].of_kind("head")
     assert "of whole passes" in str(
         names["mv"].plan(names["vlm"], names["base"], names["cuts"])
     )
@@ -25,8 +27,25 @@ def test_the_readmes_code_runs():
 def test_what_it_points_to_is_there():
     here = Path(__file__).parents[1]
     links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert "docs/patching.png" in links
+    links += re.findall(r'(?:src|srcset|href)="([^"]+)"', README)
+    assert "docs/figures/patching-light.png" in links
     assert not [link for link in links if not (here / link).exists()]
+
+
+def test_every_command_that_it_shows_is_one():
+    """Nothing is run: the words are read as the command line reads them."""
+    from typer.main import get_command
+
+    from mechvlm.cli import app
+
+    (shell,) = re.findall(r"## From the shell\n\n```sh\n(.*?)```", README, re.DOTALL)
+    lines = shell.replace("\\\n", " ").splitlines()
+    commands = get_command(app).commands
+    shown = [shlex.split(line, comments=True)[1:] for line in lines]
+    for name, *words in shown:
+        with commands[name].make_context(name, words):
+            pass
+    assert [name for name, *_ in shown] == list(commands)
 
 
 def test_its_table_is_that_of_the_last_benchmarks():
