@@ -180,12 +180,18 @@ def output_folder(path: str | Path) -> Iterator[Path]:
         A temporary folder beside it to write into.
 
     Raises:
-        OutputError: `path` holds something else, or a half-written output.
+        OutputError: `path` holds something else or a half-written output, or cannot
+            be made.
     """
     path = Path(path)
     _check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as cause:
+        raise OutputError(
+            f"cannot write {path}: {cause}. May you write there, and is there space?"
+        ) from cause
     try:
         yield partial
         manifest = json.dumps({"files": _sizes(partial)}, indent=1)

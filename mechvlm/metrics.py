@@ -25,6 +25,11 @@ __all__ = [
 ]
 
 
+_ROUNDING = 1e-5
+"""Gap that is none. One prompt run twice, as a batch and alone, gives float32 logits of
+10 that differ by up to 2e-6; a gap of that size makes recoveries of mere rounding."""
+
+
 @runtime_checkable
 class Words(Protocol):
     """What a metric needs of a model: its word for a token."""
@@ -242,8 +247,8 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
         value, 1 at the clean one, beyond them where an intervention overshoots.
 
     Raises:
-        MetricError: Both values are the same, so there is nothing to recover, or one is
-            not finite.
+        MetricError: Both values are the same but for rounding (1e-5 of the larger, or
+            1e-5), so there is nothing to recover, or one is not finite.
 
     Paper: Heimersheim and Nanda 2024, arXiv:2404.15255.
 
@@ -262,7 +267,7 @@ def recovery(metric: Metric, *, clean: float, corrupted: float) -> Metric:
             f"{metric.name} is {clean:.4g} in the clean and {corrupted:.4g} in the"
             " corrupted run: a share of that gap is no number."
         )
-    if abs(gap) <= 1e-6 * max(1.0, abs(clean), abs(corrupted)):
+    if abs(gap) <= _ROUNDING * max(1.0, abs(clean), abs(corrupted)):
         raise MetricError(
             f"{metric.name} is {clean:.4g} in the clean and {corrupted:.4g} in the"
             " corrupted run: there is no gap to recover. Do the two prompts really"

@@ -52,9 +52,12 @@ class Prompt:
     def described(self) -> dict[str, str]:
         """The prompt as attributes of a result: its text and its image grids."""
         grids = [
-            {"start": g.start, "rows": g.rows, "cols": g.cols, "box": list(g.box)}
+            {
+                "start": g.start, "rows": g.rows, "cols": g.cols, "box": list(g.box),
+                "size": [g.width, g.height],
+            }
             for g in self.layout.grids
-        ]
+        ]  # fmt: skip
         return {"prompt": self.text, "grids": json.dumps(grids)}
 
     def labels(

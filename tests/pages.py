@@ -9,12 +9,22 @@ the test the page must have done nothing it should not.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-__all__ = ["MATRIX", "WIDTHS", "Visit", "browser", "fits", "needs_browser", "visit"]
+__all__ = [
+    "MATRIX",
+    "WIDTHS",
+    "Visit",
+    "browser",
+    "fits",
+    "needs_browser",
+    "until",
+    "visit",
+]
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(
@@ -25,6 +35,18 @@ MATRIX = pytest.mark.parametrize(
     ("theme", "width"), [(theme, w) for theme in ("light", "dark") for w in WIDTHS]
 )
 GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 27)"}
+
+
+def until(page, truth: str, seconds: float = 30) -> None:
+    """Wait for an expression or function of the page to be true.
+
+    Playwright's own `wait_for_function` asks once, and again only by `eval`, which our
+    pages forbid.
+    """
+    end = time.monotonic() + seconds
+    while not page.evaluate(truth):
+        assert time.monotonic() < end, f"never true: {truth}"
+        page.wait_for_timeout(30)
 
 
 class Visit:

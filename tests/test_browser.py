@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from pages import MATRIX, fits, needs_browser
+from pages import MATRIX, fits, needs_browser, until
 from PIL import Image
 from test_viz import HOSTILE, attention, every_figure, knockout, patching
 
@@ -118,9 +118,10 @@ def layered():
 def test_the_slider_moves_the_overlay(visit, theme, ground, veiled):
     picture = Image.new("RGB", (64, 64), (120, 120, 120))
     made = visit(viz.overlay(layered(), picture).html, theme.name)
-    made.page.wait_for_function(
+    until(
+        made.page,
         "document.querySelector('canvas.mv-big').getContext('2d')"
-        ".getImageData(9, 9, 1, 1).data[3] === 255"
+        ".getImageData(9, 9, 1, 1).data[3] === 255",
     )
     pale = [120 * (1 - veiled) + part * veiled for part in ground]
     strong = {
@@ -218,7 +219,7 @@ def test_a_report_of_every_kind_works_and_fits(visit, width):
     sections.append(Section("Again", figure=figures["attention"]))
     made = visit(page(HOSTILE[1], sections, lead=HOSTILE[3]))
     made.page.set_viewport_size({"width": width, "height": 800})
-    made.page.wait_for_function("document.querySelectorAll('.tokens').length === 2")
+    until(made.page, "document.querySelectorAll('.tokens').length === 2")
     made.page.wait_for_timeout(200)
     assert made.page.locator("h1").inner_text() == HOSTILE[1]
     assert made.page.evaluate("document.documentElement.scrollWidth") <= width

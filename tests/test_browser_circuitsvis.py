@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
-from pages import MATRIX, fits, needs_browser
+from pages import MATRIX, fits, needs_browser, until
 from test_viz_attention import attention
 from test_viz_tokens import lens, scores
 
@@ -241,11 +241,12 @@ def test_a_page_of_ten_widgets_is_small_and_asks_nothing(visit):
         r"google\.com|unpkg|jsdelivr", html.split("var CircuitsVis=")[0]
     )
     made = visit(html.replace("<title>", LISTENING + "<title>", 1))
-    made.page.wait_for_function(
+    until(
+        made.page,
         """() => document.querySelectorAll(".mv-patterns .tokens").length === 4
         && document.querySelectorAll(".mv-heads canvas").length === 10
         && document.querySelectorAll(".mv-words .colored-tokens").length === 2
-        && document.querySelectorAll(".mv-table table").length === 2"""
+        && document.querySelectorAll(".mv-table table").length === 2""",
     )
     made.page.wait_for_timeout(300)
     # A feature test of tensorflow.js, denied like all else: it then computes without.
@@ -268,5 +269,5 @@ def test_a_page_that_asked_would_be_caught(browser, tmp_path):
     (tmp_path / "page.html").write_text(asking, "utf-8")
     opened = browser.new_context(offline=True).new_page()
     opened.goto((tmp_path / "page.html").as_uri())
-    opened.wait_for_function("() => window.broken.includes('https://example.org/x')")
+    until(opened, "() => window.broken.includes('https://example.org/x')")
     opened.context.close()

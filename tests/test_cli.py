@@ -111,7 +111,11 @@ REFUSED = [
     (f"patch {ASK} --answer rot --counterfactual b.png", "rot"),
     ("patch --model empty", "missing is --image"),
     ("patch --device nowhere", "--device 'nowhere' is no device; wanted cpu"),
+    ("patch --device meta", "--device 'meta' is no device; wanted cpu"),
     ("patch --site q --out taken", "taken is a file; wanted a folder"),
+    ("patch --site q --out taken/deep/er", "taken is a file; wanted a folder"),
+    ("demo --out taken/deep", "cannot write taken/deep"),
+    ("reproduce neo --out taken/deep", "cannot write taken/deep"),
     ("knockout --image torn.png --question a --answer b", "cannot read torn.png"),
     (f"knockout {ASK} --answer 'red ring'", "red ring"),
     ("knockout --box 1,2", "--box '1,2' is not four numbers"),
@@ -124,6 +128,7 @@ REFUSED = [
     (f"ablate {ASK} --answer red", "missing is --box"),
     ("ablate --random 0", "n_random=0"),
     ("ablate --value resample", "Give items of several pictures"),
+    ("ablate --pairs ²", "² cannot be read as JSON"),
     ("circuit --pairs 1", "--pairs 1 are 1 pairs; wanted 2 or more"),
     ("circuit --pairs empty", "cannot be read as JSON"),
     ("circuit --pairs 4 --model a/b", "--pairs 4 cannot draw any"),
@@ -134,6 +139,7 @@ REFUSED = [
     ("bench --image a.png", "missing is --question"),
     ("reproduce nobody", "no study is called 'nobody'"),
     ("demo --answer red", "needs all of --image"),
+    ("info ''", "the name of the checkpoint is empty"),
     ("info empty", "folder without a config.json"),
     ("info ./gone", "there is no checkpoint folder"),
     ("info a.png", "a.png is a file"),
@@ -151,10 +157,35 @@ def test_a_refusal_is_one_message_and_leaves_nothing(words, told, run, files):
     assert sorted(path.name for path in Path.cwd().iterdir()) == files
 
 
-def test_an_unknown_option_is_refused_too(run):
-    _, err, code = run("patch", "--siet", "z")
+@pytest.mark.parametrize("words", [("patch", "--siet", "z"), ("ablate", "--seed", -1)])
+def test_an_unknown_option_or_value_is_refused_too(run, words):
+    _, err, code = run(*words)
     assert code == 2
-    assert "--siet" in err
+    assert words[1] in err
+
+
+def test_a_full_disk_is_one_message(run, monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mechvlm.cli.installed.installed", full)
+    out, err, code = run("info")
+    assert (out, code) == ("", 2)
+    assert err == "mechvlm: [Errno 28] No space left on device\n"
+
+
+DEVICES = [
+    ("cuda:1", 1, "finds 1 cuda device here"),
+    ("cuda", 0, "finds no cuda device here"),
+]
+
+
+@pytest.mark.parametrize(("name", "n", "told"), DEVICES)
+def test_a_device_that_is_not_there_is_refused(name, n, told, run, monkeypatch):
+    monkeypatch.setattr(asked.torch.cuda, "device_count", lambda: n)
+    _, err, code = run("lens", "--device", name)
+    assert code == 2
+    assert told in err
 
 
 def test_a_hub_name_without_a_network_is_refused(run):
@@ -240,21 +271,26 @@ def interrupted_sweep(*_, **__):
 
 MIDST = """
 import sys, time
-from mechvlm.cli import main, cutting
-real = cutting.save_result
+from pathlib import Path
+from mechvlm.cli import installed, main
+from mechvlm.cli.files import write_all
 
-def slow(result, path):
-    real(result, path)
+def slow(path):
+    path.write_text("half")
     print("midst", flush=True)
     time.sleep(60)
 
-cutting.save_result = slow
-main(["knockout", "--out", sys.argv[1], "--quiet"])
+def command():
+    write_all(Path(sys.argv[1]), {"a": lambda path: path.write_text("a"), "b": slow})
+
+installed.installed = command
+main(["info"])
 """
+"""A command that loads nothing heavy, and writes as all of them do."""
 
 
 def test_a_real_ctrl_c_leaves_no_file_and_no_traceback(tmp_path):
-    """SIGINT when the first of three files is written."""
+    """SIGINT when the second of two files is half written."""
     child = subprocess.Popen(
         [*PYTHON, MIDST, str(tmp_path / "out")],
         stdout=subprocess.PIPE,
@@ -268,7 +304,33 @@ def test_a_real_ctrl_c_leaves_no_file_and_no_traceback(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+HIT = """
+import sys
+
+class Hit:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Hit())
+import mechvlm.cli
+"""
+
+
+def test_ctrl_c_before_anything_is_loaded():
+    shown = subprocess.run([*PYTHON, HIT], capture_output=True, text=True, check=False)
+    assert (shown.stderr, shown.returncode) == ("mechvlm: stopped\n", 130)
+
+
 # --- what is printed ------------------------------------------------------------------
+
+LEFT = """
+import sys
+from mechvlm.cli import installed, main
+from mechvlm.cli.told import Told
+installed.installed = lambda: Told("info", ["one", "two"], {})
+main(sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize(("words", "code"), [(["info"], 141), (["--help"], 1)])
@@ -278,7 +340,7 @@ def test_a_reader_that_leaves_gets_no_traceback(words, code):
     os.close(read)
     with os.fdopen(write, "w") as nobody:
         shown = subprocess.run(
-            [sys.executable, "-m", "mechvlm", *words],
+            [*PYTHON, LEFT, *words],
             stdout=nobody,
             stderr=subprocess.PIPE,
             text=True,

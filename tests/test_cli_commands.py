@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import mechvlm as mv
-from mechvlm.cli import asked, finding, main
+from mechvlm.cli import asked, finding, main, patching, seeing
+from mechvlm.demo.case import Case
 
 SCENE = mv.scenes.sample(seed=3, n=1)
 THING = SCENE.things[0].shape
@@ -135,6 +137,31 @@ def test_patch_by_head(told, pictures, prompts, demo, tmp_path, direction):
     assert suffixes(found) == ["patching.html", "patching.nc", "patching.png"]
 
 
+LAST = [
+    ("resid_pre", [0.2, 0.5, 0.6], "from layer 1 on it stands at the last position"),
+    ("resid_pre", [0.6, 0.2, 0.7], "from layer 2 on it stands at the last position"),
+    ("resid_pre", [0.6, 0.7, 0.2], "alone restores most at layer 1 (70 %)"),
+    ("mlp_out", [0.6, 0.5, 0.8], "alone restores most at layer 2 (80 %)"),
+]
+
+
+@pytest.mark.parametrize(("site", "values", "words"), LAST)
+def test_it_stands_at_the_last_position_where_it_stays(demo, site, values, words):
+    prompt = demo.prompt(ASK, RED)
+    case = Case(ASK, RED, BLUE, "red", "blue", None, "")
+    one = asked.Twins(demo, case, prompt, prompt, "blue")
+    heat = xr.DataArray(
+        np.zeros((3, prompt.layout.n)) - 0.25,
+        {"position": range(prompt.layout.n), "layer": range(3)},
+        ("layer", "position"),
+        attrs={"site": site, "direction": "denoise", "cells_together": 1},
+    )
+    heat[:, -1] = values
+    sentence = patching._sentence(one, heat)
+    assert words in sentence
+    assert sentence.startswith("No image cell that is patched alone restores anything;")
+
+
 def test_a_foil_that_is_left_out_is_what_the_counterfactual_says(
     told, pictures, tmp_path
 ):
@@ -187,6 +214,19 @@ def test_knockout_is_knockout_windows(told, pictures, prompts, demo, mode, windo
     assert found["n"] == 7 * 8
 
 
+WHOLE = ("--box", "0,0,72,72")
+
+
+def test_a_box_of_the_whole_image_leaves_no_background(told, said):
+    found = told("knockout", *WHOLE, "--mode", "from")
+    names = [cut["cut"] for cut in found["cuts"]]
+    assert names[3:] == ["object → last", "object → question"]
+    assert told("lens", *WHOLE, "--object", "ring")["named"].keys() == {"object"}
+    shown = " ".join(said("ablate", *WHOLE))
+    assert "; no random cells are left to compare it with." in shown
+    assert "random ones" not in shown
+
+
 def test_without_a_box_the_image_is_cut_as_a_whole(told, pictures):
     found = told("knockout", *pictures[:-2], "--answer", "red")
     names = [cut["cut"] for cut in found["cuts"]]
@@ -214,6 +254,15 @@ def test_lens_is_the_logit_lens(told, pictures, prompts, demo):
     since = max(np.flatnonzero(rank > 0), default=-1) + 1
     assert f"says “red” from layer {since} on" in found["found"]
     assert suffixes(found) == ["lens.html", "lens.nc", "lens.png"]
+
+
+def test_a_word_of_several_tokens_is_said_to_begin(told, pictures):
+    found = told("lens", *pictures, "--object", "red ring")["found"]
+    assert "have the beginning of “red ring” among its 5 best words" in found
+
+
+def test_a_token_that_cannot_be_seen_is_shown():
+    assert seeing._table({0: [("", 16), ("red", 2)]})[1] == "    0  ␣ (16), red (2)"
 
 
 def test_the_lens_tells_of_an_answer_that_is_not_given(told, pictures):

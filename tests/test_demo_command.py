@@ -1,25 +1,90 @@
 """`mechvlm demo`: words on the terminal, a page that needs nothing else, results."""
 
+import json
 import re
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+import xarray as xr
 from pages import needs_browser
 
 import mechvlm as mv
 from mechvlm import cli
 from mechvlm.demo import run
-from mechvlm.demo.story import reading
+from mechvlm.demo.story import reading, where_read, where_written
 from mechvlm.errors import OutputError, PromptError, UnreadableImageError
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """The demo, run once: the folder it made and what it said."""
-    said = []
-    page = run(out=tmp_path_factory.mktemp("out") / "demo", say=said.append)
-    return page, said
+def told(tmp_path_factory):
+    """`mechvlm demo --json`, run once: standard output and error."""
+    out = tmp_path_factory.mktemp("out") / "demo"
+    with (
+        redirect_stdout(StringIO()) as words,
+        redirect_stderr(StringIO()) as aside,
+        pytest.raises(SystemExit) as left,
+    ):
+        cli.main(["demo", "--json", "--out", str(out)])
+    assert left.value.code == 0
+    return words.getvalue(), aside.getvalue()
+
+
+@pytest.fixture(scope="module")
+def written(told):
+    """The page it made, and what it said."""
+    found = json.loads(told[0])
+    return Path(found["files"][0]), found["said"]
+
+
+def test_json_is_one_object_and_the_words_stand_beside_it(told, written):
+    page, said = written
+    out, err = told
+    assert len(out.splitlines()) == 1
+    assert err.splitlines() == said, "no bars, no warnings"
+    found = json.loads(out)
+    way = mv.open_result(page.parent / "activation_patching_sets.nc")
+    drop = mv.open_result(page.parent / "knockout_windows.nc")
+    for name, dim, result in (("recovery", "set", way), ("change", "cut", drop)):
+        assert list(found[name]) == result[dim].values.tolist()
+        for one, values in found[name].items():
+            np.testing.assert_allclose(values, result.sel({dim: one}).values)
+        assert found["units"][name] == result.units
+    assert found["paper"] == [way.paper, drop.paper]
+    assert found["question"] in drop.attrs["prompt"]
+    assert (found["answer"], found["model"]) == ("purple", "demo")
+    assert found["n"] == way.size + drop.size
+    files = {str(file) for file in page.parent.iterdir()}
+    assert files - set(found["files"]) == {str(page.parent / "mechvlm.json")}
+
+
+CURVES = [
+    ([0.2, 0.5, 0.9], "from the input of layer 1 on"),
+    ([0.1, 0.9, 0.1, 0.9], "from the input of layer 3 on"),
+    ([0.9, 0.9, 0.4], "no layer's input has the answer at the last position to stay"),
+]
+
+
+@pytest.mark.parametrize(("recovery", "words"), CURVES)
+def test_it_stands_where_it_stays(recovery, words):
+    """Half or more in one layer and less in a later one is not there for good."""
+    coords = {"set": ["last"], "layer": range(len(recovery))}
+    way = xr.DataArray([recovery], coords, ("set", "layer"))
+    assert words in where_written(way)
+
+
+@pytest.mark.parametrize("change", [17.0, -4.9])
+def test_a_cut_that_costs_nothing_is_not_said_to_change_nothing(change):
+    cuts = ["image → question", "image → last"]
+    values = [[change, 0.0], [20.0, 0.0]]
+    drop = xr.DataArray(values, {"cut": cuts}, ("cut", "layer"))
+    assert where_read(drop) == (
+        "Read: cutting image → question or image → last in all layers costs the answer"
+        " no more than 5 % of its probability: neither is needed alone."
+    )
 
 
 def test_the_demo_says_what_it_asks_and_finds(written):

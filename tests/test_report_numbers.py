@@ -7,6 +7,7 @@ import io
 import re
 
 import numpy as np
+import pandas
 import pytest
 import xarray as xr
 from test_viz import HOSTILE, patching
@@ -88,9 +89,20 @@ def test_what_a_spreadsheet_would_run_is_quoted(start):
     assert (head, row) == (["item", f"'{token}"], [f"'{token}", "1.0"])
 
 
+@pytest.mark.parametrize("token", ["\r", "a\rb", "\n", "x\r\ny", '"', ","])
+def test_a_token_that_breaks_lines_stays_in_its_cell(token):
+    tokens = {"token": ("position", [token, "red"])}
+    (table,) = tables_of(xr.DataArray([1.0, 2.0], tokens, "position"), "x")
+    rows = list(csv.DictReader(io.StringIO(table.csv.decode(), newline="")))
+    assert [row["token"] for row in rows] == [token, "red"]
+    again = pandas.read_csv(io.BytesIO(table.csv))
+    assert again["token"].tolist() == [token, "red"]
+    assert again["value"].tolist() == [1.0, 2.0]
+
+
 def test_a_negative_number_is_no_formula():
     (table,) = tables_of(xr.DataArray([-1.5, -np.inf], dims="layer"), "x")
-    assert table.csv == b"layer,value\n0,-1.5\n1,-inf\n"
+    assert table.csv == b"layer,value\r\n0,-1.5\r\n1,-inf\r\n"
 
 
 def test_hostile_tokens_come_back(tmp_path):

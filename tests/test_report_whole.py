@@ -42,7 +42,7 @@ def test_every_form_of_a_result_stands_in_order(tmp_path):
     )
     text = path.read_text("utf-8")
     outline(text)
-    assert headings(path) == ["Result (1)", "Result (2)", "Circuit", "value", "Words"]
+    assert headings(path) == ["Result (1)", "Result (2)", "Circuit", "Value", "Words"]
     assert kinds(text) == ["lines", "lines", "circuit", "bars"]
 
 

@@ -77,6 +77,28 @@ def test_it_writes_tables_results_figures_and_a_page(made_up, tmp_path):
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_json_is_one_object_beside_what_it_says(made_up, tmp_path, capsys, quiet):
+    words = ["reproduce", "made-up", "--scenes", "3", "--json", *quiet]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr()
+    (line,) = shown.out.splitlines()
+    told = json.loads(line)
+    assert ended.value.code == 0
+    assert (told["command"], told["model"]) == ("reproduce", "demo")
+    assert (told["n"], told["units"], told["pictures"]) == (3, "pictures", 3)
+    assert told["paper"] == "arXiv:2410.07149"
+    claims = {claim["key"]: claim["models"]["demo"] for claim in told["claims"]}
+    assert claims["one"] == {"verdict": "shown", "here": "it is so."}
+    assert told["files"][0] == str(tmp_path / "out" / "report.html")
+    there = {str(file) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert set(told["files"]) == there
+    assert len(told["files"]) == len(there)
+    assert ("One <b>claim</b>: shown" in shown.err) == (not quiet)
+    assert "Loading weights" not in shown.err
+
+
 def test_nothing_is_left_of_a_run_that_broke(made_up, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_summary", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -208,9 +208,9 @@ def test_a_figure_says_what_its_tokens_stand_for():
     assert spec["tokens"][1] == "image r0 c0 x4"
     assert spec["view"] == "heads"
     assert spec["shape"] == [2, 2, 10, 10]
-    levels = np.frombuffer(base64.b64decode(spec["data"]), np.uint8)
-    wanted = figure.data.values.ravel() * 255
-    np.testing.assert_allclose(levels, wanted, atol=0.51)
+    levels = np.frombuffer(base64.b64decode(spec["data"]), "<u2")
+    weights = figure.data.values.ravel()
+    np.testing.assert_allclose(levels / 65535, weights, atol=1e-5)
     assert "24 image positions as 6 blocks" in figure.alt
 
 

@@ -1,12 +1,12 @@
 """Two results side by side: one scale, the difference, and what cannot be compared."""
 
-import base64
 import json
 import re
 
 import numpy as np
 import pytest
 import xarray as xr
+from payloads import unpacked
 from PIL import Image
 
 from mechvlm import viz
@@ -57,10 +57,7 @@ def payload(figure):
 
 
 def values(panel, shape):
-    packed = panel["values"]
-    steps = np.frombuffer(base64.b64decode(packed["data"]), "<u2")
-    span = packed["high"] - packed["low"]
-    return (packed["low"] + steps / 65534 * span).reshape(shape)
+    return unpacked(panel["values"]).reshape(shape)
 
 
 @pytest.mark.parametrize("stronger", [0.3, 3])

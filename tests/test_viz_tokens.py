@@ -1,6 +1,5 @@
 """Coloured tokens and tables of top tokens: the numbers, the words, what is refused."""
 
-import base64
 import io
 import json
 import re
@@ -8,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
+from payloads import unpacked
 from PIL import Image
 
 from mechvlm import viz
@@ -60,12 +60,6 @@ def payload(figure):
     return json.loads(found[1])
 
 
-def unpacked(box: dict) -> np.ndarray:
-    steps = np.frombuffer(base64.b64decode(box["data"]), "<u2").astype(float)
-    steps[steps == 65535] = np.nan
-    return box["low"] + steps / 65534 * (box["high"] - box["low"])
-
-
 @pytest.mark.parametrize(("pool", "wanted"), [("sum", 12.0), ("mean", 0.75)])
 def test_an_image_is_one_token(pool, wanted):
     figure = viz.tokens(scores(), pool=pool)
@@ -73,7 +67,7 @@ def test_an_image_is_one_token(pool, wanted):
     spec = payload(figure)
     assert spec["tokens"] == ["<bos>", f"image x16 ({pool})", "red", "a↵b"]
     assert spec["places"][1] == "position 1, image"
-    np.testing.assert_allclose(unpacked(spec["values"]), figure.data.values, atol=1e-3)
+    np.testing.assert_allclose(unpacked(spec["values"]), figure.data.values, rtol=2e-5)
     assert f"a block is the {pool} of its positions" in spec["note"]
     assert (spec["scale"]["low"], spec["scale"]["high"]) == (
         (-12.0, 12.0) if pool == "sum" else (-2.0, 2.0)
@@ -96,7 +90,7 @@ def test_rows_are_chosen_and_the_strongest_comes_first():
     assert spec["rows"] == ["layer 2", "layer 9"]
     assert spec["first"] == 1
     np.testing.assert_allclose(
-        unpacked(spec["values"]), figure.data.values.ravel(), atol=1e-2
+        unpacked(spec["values"]), figure.data.values.ravel(), rtol=2e-5
     )
     assert figure.data.dims == ("layer", "position")
     assert "Highest: 12 at “image x16 (sum)”, layer 2" in figure.alt

@@ -5,7 +5,13 @@ modules `app`, `commands`, `options`, `given`, `told` and `files` are light, and
 command imports the one that does its work.
 """
 
-from mechvlm.cli import commands as commands
-from mechvlm.cli.app import app, main
+import sys
+
+try:
+    from mechvlm.cli import commands as commands
+    from mechvlm.cli.app import app, main
+except KeyboardInterrupt:  # Ctrl-C before `main` can hear it
+    sys.stderr.write("mechvlm: stopped\n")
+    raise SystemExit(130) from None
 
 __all__ = ["app", "main"]

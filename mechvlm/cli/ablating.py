@@ -128,22 +128,42 @@ def _compared(
 def _sentence(found: dict[str, str | float], n: int, n_random: int) -> str:
     """What is lost without the object, in one plain sentence."""
     number = {name: value for name, value in found.items() if isinstance(value, float)}
-    random = f"{n_random} random sets of as many cells"
-    changed = (
-        f" Its log-probability changes by {number['log_p_change']:.1f} nats, without"
-        f" the random ones by {round(number['log_p_control'], 1) + 0.0:.1f}."
-        if isfinite(number["log_p_change"])
-        else ""
-    )
+    random = f"{n_random} random set{'' if n_random == 1 else 's'} of as many cells"
     if n == 1:
         lost = "lost" if number["decrease"] else "kept"
-        return (
-            f"Without the {number['n_tokens']:.0f} cells of the {found['set']} the"
-            f" answer is {lost}; without {random} it is lost in"
-            f" {percent(number['control'])} of them.{changed}"
+        beside = f"without {random} it is lost in {percent(number['control'])} of them"
+        told = (
+            f"Without the {_cells(number['n_tokens'])} of the {found['set']} the"
+            f" answer is {lost}"
         )
-    return (
-        f"Without the {found['set']} ({number['n_tokens']:.1f} cells),"
-        f" {percent(number['decrease'])} of {n} right answers are lost; without"
-        f" {random}, {percent(number['control'])}.{changed}"
-    )
+    else:
+        beside = f"without {random}, {percent(number['control'])}"
+        told = (
+            f"Without the {found['set']} ({_cells(number['n_tokens'])}),"
+            f" {percent(number['decrease'])} of {n} right answers are lost"
+        )
+    if not isfinite(number["control"]):
+        beside = "no random cells are left to compare it with"
+    return f"{told}; {beside}.{_changed(number, n)}"
+
+
+def _changed(number: Mapping[str, float], n: int) -> str:
+    """What becomes of the log-probability, where it is measured."""
+    own, control = number["log_p_change"], number["log_p_control"]
+    if not isfinite(own):
+        return ""
+    whose = "The answer's" if n == 1 else "On average the answers'"
+    words = f" {whose} log-probability changes by {_tenths(own)} nats"
+    if isfinite(control):
+        words += f", without the random ones by {_tenths(control)}"
+    return f"{words}."
+
+
+def _cells(n: float) -> str:
+    """A number of cells, which may be a mean over items."""
+    return "1 cell" if n == 1 else f"{n:.4g} cells"
+
+
+def _tenths(value: float) -> str:
+    """A number with one place, and no sign before 0."""
+    return f"{round(value, 1) + 0.0:.1f}"

@@ -55,6 +55,9 @@ def main(words: Sequence[str] | None = None) -> None:
     except MechVLMError as refused:
         typer.echo(f"mechvlm: {refused}", err=True)
         raise SystemExit(2) from refused
+    except OSError as failed:  # such as a disk that is full
+        typer.echo(f"mechvlm: {failed}", err=True)
+        raise SystemExit(2) from failed
     except KeyboardInterrupt:
         _stopped()
     except SystemExit as left:

@@ -20,6 +20,7 @@ __all__ = [
     "Twins",
     "asked",
     "case_for",
+    "hush",
     "loaded",
     "place",
     "place_of",
@@ -69,29 +70,38 @@ def loaded(which: Which, *, quiet: bool = False) -> HookedVLM:
         CheckpointError, FamilyError, ModelCheckError: See `mechvlm.load`.
     """
     _check_device(which.device)
-    if quiet or not sys.stderr.isatty():
-        without_bars()
+    hush(quiet=quiet)
     dtype = None if which.dtype == "auto" else which.dtype
     return load(which.name, device=which.device, dtype=dtype)
+
+
+def hush(*, quiet: bool) -> None:
+    """Show no bar while weights are read, where it is not wanted or nobody watches."""
+    if quiet or not sys.stderr.isatty():
+        without_bars()
 
 
 def _check_device(name: str | None) -> None:
     if name is None:
         return
     try:
-        kind = torch.device(name).type
-    except RuntimeError as cause:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    n_there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if device.type not in n_there:
         raise ArgumentError(
             f"--device {name!r} is no device; wanted cpu, cuda, cuda:1 or mps."
-        ) from cause
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(kind, True):
+        )
+    if (device.index or 0) >= n_there[device.type]:
         raise ArgumentError(
-            f"--device {name}: torch {torch.__version__} finds no {kind} device here."
-            " Leave --device out to take what is there."
+            f"--device {name}: torch {torch.__version__} finds"
+            f" {n_there[device.type] or 'no'} {device.type} device here. Leave --device"
+            " out to take what is there."
         )
 
 

@@ -239,7 +239,7 @@ def ablate(
             help="Rings of cells around the object to ablate too; repeatable."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random sets.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
     out: Out = Path("mechvlm-ablate"),
     as_json: Json = False,
     quiet: Quiet = False,

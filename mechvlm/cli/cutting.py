@@ -97,11 +97,12 @@ def _cuts(one: Asked) -> dict[str, tuple[str | Positions, str | Positions]]:
     }
     if one.case.outline is not None:
         thing = layout.region(one.case.outline)
+        parts = {"object": thing, "background": layout["image"] - thing}
         cuts |= {
-            "object → last": ("last", thing),
-            "object → question": ("query", thing),
-            "background → last": ("last", layout["image"] - thing),
-            "background → question": ("query", layout["image"] - thing),
+            f"{name} → {reader}": (group, part)
+            for name, part in parts.items()
+            for reader, group in (("last", "last"), ("question", "query"))
+            if part
         }
     return cuts
 

@@ -28,7 +28,7 @@ def picture_pairs(which: Which, given: str, *, least: int) -> tuple[PicturePair,
         PromptError: A number for a model that does not know the scenes.
         DatasetError: There are too few, or the folder holds no pairs.
     """
-    is_number = given.isdigit() and not Path(given).exists()
+    is_number = given.isdecimal() and not Path(given).exists()
     if is_number and which.name not in SCENES:
         raise PromptError(
             f"{which.name!r} was not trained on synthetic scenes, so --pairs {given}"

@@ -30,8 +30,11 @@ def check_out(out: Path) -> Path:
     Raises:
         OutputError: It is a file, another command's finished output, or not writable.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"--out {out} is a file; wanted a folder, there or not yet.")
+    there = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise OutputError(
+            f"--out {out}: {there} is a file; wanted a folder, there or not yet."
+        )
     if (out / _FINISHED).exists():
         raise OutputError(
             f"--out {out} is the finished output of `mechvlm demo` or `reproduce`,"

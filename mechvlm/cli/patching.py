@@ -13,10 +13,12 @@ from mechvlm.cli.asked import Twins, case_for, place, place_of, twins
 from mechvlm.cli.files import check_out, write_all
 from mechvlm.cli.given import Given, Output, Which
 from mechvlm.cli.told import Told, percent
+from mechvlm.demo.story import carried_from
 from mechvlm.demo.sweeps import patched
 from mechvlm.metrics import logit_difference
 from mechvlm.sites import PER_HEAD, Component
 from mechvlm.viz import heatmap, overlay
+from mechvlm.viz.labels import shown
 
 __all__ = ["patch"]
 
@@ -26,8 +28,8 @@ _SHOWN = 5
 _TOLD = 20
 """Best places that are told to programs."""
 
-_CARRIES = 0.5
-"""Recovery from which on a position is said to carry the answer."""
+_STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""Sites where an answer that is there stays, unlike in what one part adds."""
 
 
 def patch(
@@ -83,7 +85,7 @@ def _probabilities(one: Twins) -> dict[str, tuple[str, float, float]]:
 def _answers(one: Twins) -> list[str]:
     answer, foil = one.case.answer, one.foil
     return [f"question   {one.case.question}"] + [
-        f"{name:<10} {said}  ({answer} {own:.3f}, {foil} {other:.3f})"
+        f"{name:<10} {shown(said)}  ({answer} {own:.3f}, {foil} {other:.3f})"
         for name, (said, own, other) in _probabilities(one).items()
     ]
 
@@ -134,6 +136,8 @@ def _sentence(one: Twins, heat: Labelled) -> str:
 def _in_image(one: Twins, heat: Labelled) -> str:
     image = set(one.prompt.layout["image"])
     layer, at, value = next(each for each in _ranked(heat) if each[1] in image)
+    if value <= 0:
+        return "No image cell that is patched alone restores anything"
     side = int(heat.attrs["cells_together"])
     block = f" and its block of {side} x {side}" if side > 1 else ""
     return (
@@ -144,10 +148,13 @@ def _in_image(one: Twins, heat: Labelled) -> str:
 
 def _at_last(one: Twins, heat: Labelled) -> str:
     line = heat.sel(position=one.prompt.layout.last)
-    carries = np.flatnonzero(line.values >= _CARRIES)
-    if not len(carries):
-        return f"the last position alone never restores {percent(_CARRIES)}"
-    at = int(carries[0])
+    at = carried_from(line.values)
+    if heat.attrs["site"] not in _STREAM or at is None:
+        best = line[int(line.values.argmax())]
+        return (
+            f"the last position alone restores most at layer {int(best['layer'])}"
+            f" ({percent(float(best))})"
+        )
     return (
         f"from layer {int(line['layer'][at])} on it stands at the last position"
         f" ({percent(float(line[at]))})"

@@ -1,4 +1,7 @@
-"""`mechvlm demo`, `reproduce` and `report`: pages out of results."""
+"""`mechvlm demo`, `reproduce` and `report`: pages out of results.
+
+`report` needs no model, so what the other two load is imported where they run.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ import typer
 from mechvlm.axes import Labelled, LabelledSet, open_result
 from mechvlm.cli.given import Given, Output
 from mechvlm.cli.told import Told, say
-from mechvlm.demo import run as run_demo
 from mechvlm.errors import ArgumentError, OutputError
 from mechvlm.graph import Circuit
-from mechvlm.reproduce import run as run_study
 
 __all__ = ["demo", "report", "reproduce"]
 
 
 def demo(which: str, given: Given, output: Output) -> Told:
     """Trace one answer and write a report; people read along while it is made."""
+    from mechvlm.cli.asked import hush
+    from mechvlm.demo import run as run_demo
+
     said: list[str] = []
+    hush(quiet=output.quiet)
     page = run_demo(
         model=which,
         image=given.image,
@@ -33,6 +38,7 @@ def demo(which: str, given: Given, output: Output) -> Told:
         counterfactual=given.counterfactual,
         out=output.out,
         say=_both(said.append, _aside(output) if output.as_json else _aloud),
+        progress=output.progress,
     )
     way = _array(output.out / "activation_patching_sets.nc")
     drop = _array(output.out / "knockout_windows.nc")
@@ -54,6 +60,10 @@ def reproduce(
     paper: str, which: str, data: Path | None, scenes: int | None, output: Output
 ) -> Told:
     """Run a paper's analyses, and tell its findings."""
+    from mechvlm.cli.asked import hush
+    from mechvlm.reproduce import run as run_study
+
+    hush(quiet=output.quiet)
     page = run_study(
         paper, model=which, data=data, scenes=scenes, out=output.out, say=_aside(output)
     )

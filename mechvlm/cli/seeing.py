@@ -14,6 +14,7 @@ from mechvlm.cli.told import Told, percent
 from mechvlm.layout import Positions
 from mechvlm.models.pieces import first_pieces, spelled
 from mechvlm.viz import lens as pictured
+from mechvlm.viz.labels import shown
 
 __all__ = ["lens"]
 
@@ -44,7 +45,7 @@ def lens(
         "lens.html": figure.save,
         "lens.png": figure.save,
     }
-    found = _sentence(sought, topk, named)
+    found = _sentence(_spoken(sought, words), topk, named)
     return Told(
         "lens",
         [f"question   {case.question}", "", *_table(common), "", *found, *where],
@@ -69,13 +70,21 @@ def _counting_as(one: Asked, word: str) -> tuple[str, ...] | tuple[int, ...]:
     return (word,) if spelled(one.vlm, word) else first_pieces(one.vlm, word)
 
 
+def _spoken(word: str | None, words: tuple[str, ...] | tuple[int, ...]) -> str:
+    """What is looked for, as a sentence calls it; "" where nothing is."""
+    if word is None:
+        return ""
+    return f"“{word}”" if word in words else f"the beginning of “{word}”"
+
+
 def _regions(one: Asked) -> dict[str, Positions]:
     """Where a word is looked for: the image, and of a known box object and rest."""
     layout = one.prompt.layout
     if one.case.outline is None:
         return {"image": layout["image"]}
     thing = layout.region(one.case.outline)
-    return {"object": thing, "background": layout["image"] - thing}
+    rest = layout["image"] - thing
+    return {"object": thing} | ({"background": rest} if rest else {})
 
 
 def _common(said: Mapping[int, Iterable[str]]) -> dict[int, list[tuple[str, int]]]:
@@ -89,26 +98,24 @@ def _common(said: Mapping[int, Iterable[str]]) -> dict[int, list[tuple[str, int]
 def _table(common: Mapping[int, list[tuple[str, int]]]) -> list[str]:
     """What the cells say, a layer a line."""
     return ["layer  said by most cells"] + [
-        f"{layer:>5}  " + ", ".join(f"{word} ({n})" for word, n in said)
+        f"{layer:>5}  " + ", ".join(f"{shown(word)} ({n})" for word, n in said)
         for layer, said in common.items()
     ]
 
 
-def _sentence(
-    sought: str | None, topk: int, named: Mapping[str, Labelled]
-) -> list[str]:
+def _sentence(sought: str, topk: int, named: Mapping[str, Labelled]) -> list[str]:
     """Where the word is named, in one plain sentence."""
-    if sought is None:
+    if not sought:
         return []
     where, rate = next(iter(named.items()))
     best, among = int(rate.attrs["best_layer"]), f"its {topk} best words"
     if best < 0:
-        return [f"No cell of the {where} has “{sought}” among {among} at any layer."]
+        return [f"No cell of the {where} has {sought} among {among} at any layer."]
     shares = f"{percent(float(rate.sel(layer=best)))} of the {where}'s cells"
     if "background" in named:
         rest = float(named["background"].sel(layer=best))
         shares += f" and {percent(rest)} of the background's"
-    return [f"At layer {best}, {shares} have “{sought}” among {among}."]
+    return [f"At layer {best}, {shares} have {sought} among {among}."]
 
 
 def _answered(one: Asked) -> list[str]:

@@ -67,10 +67,10 @@ def percent(share: float) -> str:
     """A share of 1 in whole percent, with no sign before 0.
 
     Example:
-        >>> percent(-0.001), percent(0.561)
-        ('0 %', '56 %')
+        >>> percent(-0.001), percent(0.561), percent(float("nan"))
+        ('0 %', '56 %', 'no value')
     """
-    return f"{round(100 * share)} %"
+    return f"{round(100 * share)} %" if isfinite(share) else "no value"
 
 
 def plain(value: object) -> object:

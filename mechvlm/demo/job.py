@@ -41,6 +41,7 @@ def run(
     counterfactual: Path | None = None,
     out: Path = Path("mechvlm-demo"),
     say: Say | None = None,
+    progress: bool | None = None,
 ) -> Path:
     """Ask a model about a picture, trace the answer, and write a report.
 
@@ -54,6 +55,7 @@ def run(
             plain one of the same mean colour.
         out: Folder for report and results.
         say: Where the words go; None writes them to standard output.
+        progress: None shows progress bars in a terminal, False shows none.
 
     Returns:
         Path of the report.
@@ -78,9 +80,9 @@ def run(
         foil = case.foil or favourite(vlm, corrupted, but=case.answer)
         sections = [_opening(vlm, case, clean, corrupted, foil, say)]
         metric = logit_difference(vlm, case.answer, foil)
-        heat = patched(vlm, clean, corrupted, metric)
-        way = handed_over(vlm, clean, corrupted, metric, case)
-        drop = knocked_out(vlm, clean, case)
+        heat = patched(vlm, clean, corrupted, metric, progress=progress)
+        way = handed_over(vlm, clean, corrupted, metric, case, progress=progress)
+        drop = knocked_out(vlm, clean, case, progress=progress)
         sentences = [where_read(drop), where_written(way)]
         for sentence in sentences:
             say(sentence)

@@ -7,9 +7,15 @@ from jaxtyping import Float
 
 from mechvlm.axes import Labelled
 
-__all__ = ["reading", "where_read", "where_written"]
+__all__ = ["carried_from", "reading", "where_read", "where_written"]
 
 Floats = Float[np.ndarray, " layer"]
+
+_HALF = 0.5
+"""Recovery from which on a position is said to carry the answer."""
+
+_NOTHING = 5
+"""Percent of the answer's probability; a cut that costs less is not spoken of."""
 
 
 def where_read(drop: Labelled) -> str:
@@ -18,10 +24,10 @@ def where_read(drop: Labelled) -> str:
     names = [str(name) for name in drop["cut"].values if str(name).startswith(source)]
     name = min(names, key=lambda each: float(drop.sel(cut=each)[0]))
     line = drop.sel(cut=name).values
-    if line[0] > -5:
+    if line[0] > -_NOTHING:
         return (
-            f"Read: cutting {' or '.join(names)} in all layers leaves the answer's"
-            f" probability within 5 % ({line[0]:+.0f} %): neither is needed alone."
+            f"Read: cutting {' or '.join(names)} in all layers costs the answer no more"
+            f" than {_NOTHING} % of its probability: neither is needed alone."
         )
     first, last = reading(line)
     reader = "the question" if name.endswith("question") else "the last position"
@@ -36,15 +42,26 @@ def where_read(drop: Labelled) -> str:
 def where_written(way: Labelled) -> str:
     """One sentence: from which layer on the last position carries the answer."""
     line = way.sel(set="last").values
-    carries = np.flatnonzero(line >= 0.5)
-    if not len(carries):
-        return "Written: no layer's input has the answer at the last position yet."
-    at = int(carries[0])
+    at = carried_from(line)
+    if at is None:
+        return "Written: no layer's input has the answer at the last position to stay."
     return (
         f"Written: from the input of layer {int(way['layer'][at])} on the answer stands"
         " at the last position; patching that one position there restores"
         f" {100 * line[at]:.0f} % of it."
     )
+
+
+def carried_from(recovery: Floats) -> int | None:
+    """Layer from which on all recover half or more; None where the last does not.
+
+    Example:
+        >>> carried_from(np.array([0.6, 0.1, 0.5, 0.9])), carried_from(np.zeros(2))
+        (2, None)
+    """
+    short = np.flatnonzero(recovery < _HALF)
+    first = int(short[-1]) + 1 if len(short) else 0
+    return first if first < len(recovery) else None
 
 
 def reading(line: Floats) -> tuple[int, int]:

@@ -86,7 +86,13 @@ def _blocks_of(prompt: Prompt, side: int) -> dict[str, Positions]:
 
 
 def handed_over(
-    vlm: HookedVLM, clean: Prompt, corrupted: Prompt, metric: Metric, case: Case
+    vlm: HookedVLM,
+    clean: Prompt,
+    corrupted: Prompt,
+    metric: Metric,
+    case: Case,
+    *,
+    progress: bool | None = None,
 ) -> Labelled:
     """Recovery by layer when a whole set of positions is patched at once."""
     layout = clean.layout
@@ -96,7 +102,9 @@ def handed_over(
         far = layout["image"] - thing
         sets = {"object": thing, "as much background": _some(far, len(thing))}
     sets |= {"question": layout["query"], "last": layout["last"]}
-    return activation_patching(vlm, clean, corrupted, metric=metric, at=sets)
+    return activation_patching(
+        vlm, clean, corrupted, metric=metric, at=sets, progress=progress
+    )
 
 
 def _some(positions: Positions, n: int) -> Positions:
@@ -105,7 +113,9 @@ def _some(positions: Positions, n: int) -> Positions:
     return Positions.of(positions.indices[int(i)] for i in chosen)
 
 
-def knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
+def knocked_out(
+    vlm: HookedVLM, prompt: Prompt, case: Case, *, progress: bool | None = None
+) -> Labelled:
     """Curves of the cuts that tell how the image reaches the answer."""
     layout = prompt.layout
     seen = {"image": layout["image"]}
@@ -118,4 +128,6 @@ def knocked_out(vlm: HookedVLM, prompt: Prompt, case: Case) -> Labelled:
         for what, source in seen.items()
     }
     cuts["question → last"] = ("last", "query")
-    return knockout_windows(vlm, prompt, cuts, answer=case.answer, mode="from")
+    return knockout_windows(
+        vlm, prompt, cuts, answer=case.answer, mode="from", progress=progress
+    )

@@ -74,6 +74,11 @@ def checkpoint(name: str) -> Checkpoint:
 
 def _check_there(place: Path, name: str) -> None:
     """Refuse what looks like a folder and is no checkpoint."""
+    if not name.strip():
+        raise CheckpointError(
+            "the name of the checkpoint is empty; wanted 'demo', a folder, or a name on"
+            " the hub."
+        )
     if place.is_dir() and not (place / "config.json").is_file():
         raise CheckpointError(
             f"{name} is a folder without a config.json, so it is no checkpoint. Wanted"

@@ -92,7 +92,7 @@ def heading_of(result: Result) -> str:
     rule = next((rule for rule in RULES if rule.knows(result)), None)
     if rule is None:
         named = title(result)
-        return "Result" if named == "value" else named
+        return "Result" if named == "Value" else named
     return rule.heading or rule.analysis.split(",")[0].replace("_", " ").capitalize()
 
 

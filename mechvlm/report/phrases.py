@@ -26,12 +26,12 @@ def percent(share: float) -> str:
     """A share as a percentage.
 
     Example:
-        >>> percent(0.974).replace(NARROW, " "), percent(float("nan"))
-        ('97 %', 'no value')
+        >>> [percent(x).replace(NARROW, " ") for x in (0.974, -0.001, float("nan"))]
+        ['97 %', '0 %', 'no value']
     """
     if not np.isfinite(share):
         return "no value"
-    return f"{100 * share:.0f}{NARROW}%".replace("-", "\N{MINUS SIGN}")
+    return f"{round(100 * share)}{NARROW}%".replace("-", "\N{MINUS SIGN}")
 
 
 def counted(n: int | float, word: str) -> str:

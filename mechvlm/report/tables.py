@@ -60,7 +60,8 @@ class Table:
         """
         out = io.StringIO(newline="")
         rows = zip(*map(cells, self.columns.values()), strict=True)
-        write = csv.writer(out, lineterminator="\n")
+        # Only what the end of a line holds is quoted: with \n alone, a lone \r is not.
+        write = csv.writer(out, lineterminator="\r\n")
         write.writerow([harmless(name) for name in self.columns])
         write.writerows(rows)
         return out.getvalue().encode("utf-8", "backslashreplace")

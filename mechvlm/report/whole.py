@@ -127,7 +127,8 @@ def _asked(
     if not (questions or answer or picture is not None):
         return []
     facts = [("Question" if len(questions) == 1 else "Questions", questions)]
-    facts += [("Answer", [answer] if answer else [])]
+    whose = "Answer" if len(questions) < 2 else "Answer to the first"
+    facts += [(whose, [answer] if answer else [])]
     rows = "".join(
         f"<dt>{name}</dt>{''.join(f'<dd>{escape(text)}</dd>' for text in texts)}"
         for name, texts in facts

@@ -186,10 +186,10 @@ def _gap(session: Session) -> Finding:
             "What is known of entities that are recognised",
         )
     )
+    between = "" if np.isnan(low) else f" ({100 * low:.0f} to {100 * high:.0f})"
     return Finding(
-        f"{100 * mean:.0f} points ({100 * low:.0f} to {100 * high:.0f}) over {n}"
-        f" entities recognised of {int(gap['n'])}, Wilcoxon p ="
-        f" {float(gap['wilcoxon_p']):.2g}.",
+        f"{100 * mean:.0f} points{between} over {n} entities recognised of"
+        f" {int(gap['n'])}, Wilcoxon p = {float(gap['wilcoxon_p']):.2g}.",
         beyond(low),
         [("asked", "n", "share right", "low", "high"), *rows],
         {"modality_gap": gap},

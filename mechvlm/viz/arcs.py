@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mechvlm.viz.labels import number
 from mechvlm.viz.palette import Scale
 
 if TYPE_CHECKING:
     from matplotlib.path import Path as Curve
 
-__all__ = ["HAIR_PX", "marks", "rising", "strength"]
+__all__ = ["HAIR_PX", "hairs", "marks", "rising", "strength"]
 
 HAIR_PX = 0.8
 """Width of what would be thinner to scale, so that it can be seen."""
@@ -43,6 +44,20 @@ def shade(effect: float, full: float) -> float:
         (1.0, -0.46)
     """
     return math.copysign(0.4 * full + 0.6 * abs(effect), effect)
+
+
+def hairs(full: float, widest_px: float) -> str:
+    """What is said of those that are drawn thicker than to scale.
+
+    Args:
+        full: Size of the strongest effect.
+        widest_px: How wide it is drawn.
+
+    Example:
+        >>> hairs(1.0, 8.0)
+        'below 0.1 all are equally thin'
+    """
+    return f"below {number(full * HAIR_PX / widest_px)} all are equally thin"
 
 
 def marks(full: float) -> tuple[float, ...]:

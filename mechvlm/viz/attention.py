@@ -16,6 +16,7 @@ from mechvlm.viz import stills
 from mechvlm.viz.blocks import FEW
 from mechvlm.viz.collapse import collapse
 from mechvlm.viz.figure import Figure
+from mechvlm.viz.given import numbers
 from mechvlm.viz.labels import axis, called, number, shown
 from mechvlm.viz.palette import Scale
 
@@ -59,6 +60,7 @@ def attention(
         A figure whose live view is circuitsvis's, with a choice of layers.
 
     Raises:
+        ArgumentError: It is no DataArray.
         ResultError: Other dimensions, targets that are not the sources, more numbers
             than one page should carry or one view can draw, or as for `collapse`.
 
@@ -70,6 +72,7 @@ def attention(
         >>> attention(found).data.shape
         (1, 1, 2, 2)
     """
+    numbers(result, "viz.attention")
     if view not in MOST_DRAWN:
         raise ResultError(f"view={view!r}: wanted {' or '.join(map(repr, MOST_DRAWN))}")
     small = collapse(squared(result), grid=grid)
@@ -82,7 +85,8 @@ def attention(
         first = layers.index(str(layer))
     small.attrs.setdefault("units", "attention weight")
     small.attrs["long_name"] = "Attention patterns"
-    levels = np.rint(np.clip(np.nan_to_num(small.values), 0, 1) * 255).astype(np.uint8)
+    weights = np.clip(np.nan_to_num(small.values), 0, 1)
+    levels = np.rint(weights * 65535).astype("<u2")
     tokens = joint_tokens(small)
     spec: dict[str, object] = {
         "view": view,

@@ -11,9 +11,8 @@ import xarray as xr
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.labels import axis, called, title, units
-from mechvlm.viz.lines import bounds, names
-from mechvlm.viz.palette import scale_of
+from mechvlm.viz.labels import axis, title, units
+from mechvlm.viz.lines import bounds, laid_out, names
 from mechvlm.viz.payload import packed, spoken
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bars"]
 
+MOST_BARS = 600
 BAR = 0.17
 """Height of one bar, inches."""
 
@@ -37,20 +37,19 @@ def bars(result: xr.DataArray) -> Figure:
         A figure with its zero line, its conditions named on the left.
 
     Raises:
-        ResultError: Other dimensions, or no finite value.
+        ArgumentError: It is no DataArray.
+        ResultError: Other dimensions, no finite value, or more than 600 bars.
 
     Example:
         >>> bars(xr.DataArray([0.1, 0.9], dims="set", name="decrease")).kind
         'bars'
     """
-    if result.ndim not in (1, 2):
+    series = laid_out(result, "viz.bars", "bars want (colour, condition)")
+    if series.size > MOST_BARS:
         raise ResultError(
-            f"bars want (colour, condition); {called(result)} has"
-            f" {tuple(result.dims)}. Select or average the others first."
+            f"{series.size} bars are more than one can read (at most {MOST_BARS})."
+            " Select some, or use viz.lines or viz.heatmap."
         )
-    scale_of(result)  # refuses a result without a finite value
-    series = result if result.ndim == 2 else result.expand_dims("line")
-    series = series.transpose(*series.dims)
     rows = axis(series, str(series.dims[1]))
     spec: dict[str, object] = {
         "key": str(result.dims[0]) if result.ndim == 2 else "",

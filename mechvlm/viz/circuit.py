@@ -18,6 +18,7 @@ from mechvlm.viz import arcs
 from mechvlm.viz.circuit_still import CircuitStill
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.labels import number, shown
+from mechvlm.viz.lanes import FULL_PX
 from mechvlm.viz.payload import tinted
 from mechvlm.viz.wiring import Wiring, wired
 from mechvlm.wanted import one, whole_number
@@ -238,7 +239,8 @@ class _Sheet:
             "marks": self.marks,
             "hair": arcs.HAIR_PX,
             "scale": tinted(arcs.strength(full or 1.0)),
-            "units": UNITS,
+            "units": self.widths,
+            "means": UNITS,
             "found_by": self.found_by,
         }
 
@@ -257,7 +259,14 @@ class _Sheet:
         unknown = sum(label not in self.circuit.effects for label in self.ranked[:n])
         if unknown:
             count += f"; {unknown} of unknown effect are dashed"
-        return (UNITS, *filter(None, [count, self.found_by]))
+        return (self.widths, *filter(None, [count, self.found_by]))
+
+    @property
+    def widths(self) -> str:
+        """What the width of an edge says, and from where on it no longer does."""
+        known = self.circuit.effects.values()
+        thin = any(abs(effect) * FULL_PX < arcs.HAIR_PX * self.full for effect in known)
+        return f"{UNITS}; {arcs.hairs(self.full, FULL_PX)}" if thin else UNITS
 
     @property
     def _weakest(self) -> float:

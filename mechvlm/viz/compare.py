@@ -11,6 +11,7 @@ from jaxtyping import Float
 from mechvlm.errors import ResultError
 from mechvlm.viz.compare_still import Pair, common, drawn
 from mechvlm.viz.figure import Figure
+from mechvlm.viz.given import numbers
 from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import axis, number, units
 from mechvlm.viz.lines import lines
@@ -42,6 +43,7 @@ def compare(
         scale of its own: 0 where both agree.
 
     Raises:
+        ArgumentError: One of them is no DataArray.
         ResultError: Other dimensions, coordinates or units, with the first difference
             named; no finite value; or two equal names.
 
@@ -51,6 +53,8 @@ def compare(
         >>> float(figure.data["difference"].max())
         0.5
     """
+    for result in (left, right):
+        numbers(result, "viz.compare")
     if names[0] == names[1]:
         raise ResultError(
             f"both results are called {names[0]!r}: name what differs, such as"
@@ -80,8 +84,9 @@ def compare(
 
 
 def floats(result: xr.DataArray) -> Float[np.ndarray, "..."]:
-    """Values as floats."""
-    return np.asarray(result.values, dtype=float)
+    """Values as floats; infinite ones are missing."""
+    values = np.asarray(result.values, dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def lined(result: xr.DataArray) -> bool:

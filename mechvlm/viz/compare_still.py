@@ -13,7 +13,7 @@ from jaxtyping import Float
 from mechvlm.viz import stills
 from mechvlm.viz.heatmap import band, label_columns, label_rows, thinned
 from mechvlm.viz.labels import Axis, axis, title, units
-from mechvlm.viz.lines import DASHES, spread
+from mechvlm.viz.lines import DASHES, WIDE, last_value, right_of, spread
 from mechvlm.viz.palette import Scale, scale_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def common(pair: Pair) -> dict[str, object]:
         if name in other and str(other[name]) == str(value)
     }
     first, second = title(pair.left), title(pair.right)
-    what = f"{first}: " if first == second != "value" else ""
+    what = f"{first}: " if first == second != "Value" else ""
     return kept | {"long_name": f"{what}{pair.names[0]} and {pair.names[1]}"}
 
 
@@ -211,7 +211,7 @@ def lines_drawn(pair: Pair) -> Drawing:
     along = axis(pair.both, str(pair.both.dims[1]))
     names = [str(name) for name in pair.both["which"].values]
     right = 0.4 + 0.07 * max(len(stills.shortened(name, 30)) for name in names)
-    left, wide, above, high, low, gap = 0.8, 5.6, 0.95, 2.6, 1.5, 0.55
+    left, wide, above, high, low, gap = 0.8, WIDE, 0.95, 2.6, 1.5, 0.55
     width, total = left + wide + right, above + high + gap + low + 0.55
     drawing = stills.blank(width, total)
     stills.headed(drawing, heading(pair), left)
@@ -253,8 +253,7 @@ def plotted(axes: Axes, series: xr.DataArray, tall: float, *, pairs: bool) -> No
     for line, (colour, dash) in zip(values, looks, strict=True):
         axes.plot(at, line, lw=1.7, marker="o", ms=3, color=colour, ls=dash)
     bottom, top = axes.get_ylim()
-    finite = [line[np.isfinite(line)] for line in values]
-    ends = [float(line[-1]) if line.size else 0.0 for line in finite]
+    ends = [last_value(line) for line in values]
     for name, end, place, (colour, _) in zip(
         series["which"].values,
         ends,
@@ -264,7 +263,7 @@ def plotted(axes: Axes, series: xr.DataArray, tall: float, *, pairs: bool) -> No
     ):
         words = stills.shortened(str(name).replace("->", "→"), 30)
         axes.annotate(
-            words, (n - 1, end), (n - 0.6, place), va="center", color=colour,
+            words, (n - 1, end), (right_of(n), place), va="center", color=colour,
             fontsize=8.5, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3,
                         "relpos": (0, 0.5), "shrinkA": 1},

@@ -16,7 +16,7 @@ from mechvlm.errors import ResultError
 from mechvlm.viz.files import write_atomically
 from mechvlm.viz.labels import describe, subtitle, title
 from mechvlm.viz.palette import DARK, LIGHT, Theme
-from mechvlm.viz.payload import data_uri, script_json
+from mechvlm.viz.payload import data_uri, light_png, script_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -100,7 +100,9 @@ class Figure:
 
     Attributes:
         data: The labelled numbers that are drawn.
-        kind: Kind of view, which names its script: "map", "lines", "overlay", ...
+        kind: Kind of view, which names its script: "attention", "bars", "circuit",
+            "compare", "flow", "lens", "lines", "map", "overlay", "tokens" or
+            "top_tokens".
         spec: What the page's script draws, as plain values.
         draw: Draws the still picture; called at most once for each format.
         height_px: Height that the live view wants at 900 pixels of width.
@@ -137,7 +139,7 @@ class Figure:
         alt, lines = escape(self.alt), escape(subtitle(self.data))
         image = ""
         if still:
-            picture = data_uri(self.png, MIME[".png"])
+            picture = self._still_uri
             image = f'<noscript><img alt="{alt}" src="{picture}"></noscript>\n'
         return (
             f'<figure class="mv" data-kind="{escape(self.kind)}">\n'
@@ -177,6 +179,11 @@ class Figure:
         """The still picture, as SVG on light paper, with its text as outlines."""
         return self._drawn("svg", LIGHT)
 
+    @cached_property
+    def _still_uri(self) -> str:
+        """The still picture as an address, in as few bytes as look the same."""
+        return data_uri(light_png(self.png), MIME[".png"])
+
     def _drawn(self, kind: str, theme: Theme) -> bytes:
         from mechvlm.viz.stills import rendered
 
@@ -195,6 +202,15 @@ class Figure:
 
         Raises:
             ResultError: The suffix is none of these.
+            OutputError: The file cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> from mechvlm.viz import lines
+            >>> figure = lines(xr.DataArray([0.0, 2.0], dims="layer"))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     figure.save(Path(folder) / "curve.html").name
+            'curve.html'
         """
         path = Path(path)
         if path.suffix.lower() not in MIME:
@@ -218,11 +234,10 @@ class Figure:
         of the frame and its page.
         """
         page = escape(self._page(head=SEEN_THROUGH))
-        still = data_uri(self.png, MIME[".png"])
         return {
             "text/html": (
                 f'<div style="position:relative;min-height:{self.height_px}px">'
-                f'<img alt="{escape(self.alt)}" src="{still}"'
+                f'<img alt="{escape(self.alt)}" src="{self._still_uri}"'
                 ' style="max-width:100%;border-radius:8px">'
                 '<iframe sandbox="allow-scripts" title="live view" style="position:'
                 "absolute;inset:0;width:100%;height:100%;border:0;border-radius:8px;"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mechvlm.axes import replacing
+from mechvlm.errors import OutputError
 
 __all__ = ["write_atomically"]
 
@@ -18,7 +19,15 @@ def write_atomically(path: Path, content: bytes) -> Path:
 
     Returns:
         The path written.
+
+    Raises:
+        OutputError: It cannot be written.
     """
-    with replacing(path) as partial:
-        partial.write_bytes(content)
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+    except OSError as cause:
+        raise OutputError(
+            f"cannot write {path}: {cause}. Does the folder exist, and is there space?"
+        ) from cause
     return path

@@ -15,7 +15,14 @@ from mechvlm.viz.figure import Figure
 from mechvlm.viz.flow_still import FlowStill
 from mechvlm.viz.labels import number, shown
 from mechvlm.viz.payload import tinted
-from mechvlm.viz.ribbons import Ribbon, Which, drawn_edges, labelled, ribbons
+from mechvlm.viz.ribbons import (
+    UNITS,
+    Ribbon,
+    Which,
+    drawn_edges,
+    labelled,
+    ribbons,
+)
 from mechvlm.wanted import one
 
 if TYPE_CHECKING:
@@ -28,7 +35,6 @@ ESTIMATES = ("effect", "control", "beyond")
 NUMBERS = tuple(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high"))
 WANTED = (*NUMBERS, "n", "n_control", "kept", "uncontrolled")
 NAMED = 4
-UNITS = "change of the answer's probability, %"
 
 
 def flow(flows: xr.Dataset, *, which: Which = "all") -> Figure:
@@ -256,7 +262,7 @@ class _Sheet:
         """The still picture."""
         return FlowStill(
             self.data, self.groups, self.bands, self.ribbons, self.full,
-            self.labelled, self.marks, [UNITS, *self.notes],
+            self.labelled, self.marks, self.notes,
         )()  # fmt: skip
 
 

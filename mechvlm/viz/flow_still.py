@@ -10,7 +10,7 @@ import xarray as xr
 
 from mechvlm.viz import arcs, stills
 from mechvlm.viz.labels import number
-from mechvlm.viz.ribbons import Ribbon
+from mechvlm.viz.ribbons import UNITS, Ribbon
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ class FlowStill:
 
     def __call__(self) -> Drawing:
         """Draw it."""
-        below = NAMES_PX + 30 + NOTE_PX * len(self.notes)
+        below = NAMES_PX + 30 + NOTE_PX * (1 + len(self.notes))
         wide = max(560.0, LEFT_PX + COLUMN_PX * len(self.groups) + RIGHT_PX)
         tall = ABOVE_PX + STEP_PX * len(self.bands) + below
         drawing = stills.blank(wide / PER_INCH, tall / PER_INCH)
@@ -152,7 +152,9 @@ class FlowStill:
             )  # fmt: skip
             axes.text(at + 32, under, number(effect), va="center")
             at += 84
-        for i, note in enumerate(self.notes):
+        thin = any(each.width * COLUMN_PX < arcs.HAIR_PX for each in self.ribbons)
+        words = f"{UNITS}; {arcs.hairs(self.full, widest)}" if thin else UNITS
+        for i, note in enumerate([words, *self.notes]):
             axes.text(
                 -LEFT_PX + 15, under - 20 - NOTE_PX * i, note, va="center",
                 color=stills.theme().faint,

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.labels import QUIET, Axis, axis, called, grids, subtitle, title, units
+from mechvlm.viz.given import numbers
+from mechvlm.viz.labels import Axis, axis, called, grids, subtitle, title, units
 from mechvlm.viz.palette import scale_of
 from mechvlm.viz.payload import packed, spoken, tinted
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["heatmap"]
 
+MOST_ROWS = 800
 WIDEST = 8.2
 GUTTER = 0.2
-TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def heatmap(result: xr.DataArray) -> Figure:
@@ -45,18 +46,27 @@ def heatmap(result: xr.DataArray) -> Figure:
         thinner than a pixel, a pixel shows the strongest of its cells.
 
     Raises:
-        ResultError: The result has not two dimensions, or no finite value.
+        ArgumentError: It is no DataArray.
+        ResultError: The result has not two dimensions, no finite value, or more than
+            800 rows.
 
     Example:
         >>> plane = xr.DataArray([[0.0, 0.5], [1.0, 0.2]], dims=("layer", "head"))
         >>> heatmap(plane).kind
         'map'
     """
+    numbers(result, "viz.heatmap")
     if result.ndim != 2:
         raise ResultError(
             f"a heat map wants two dimensions; {called(result)} has"
             f" {tuple(result.dims)}. Select the others: result.sel(layer=3), or use"
             " viz.lines for one line per cut and viz.attention for patterns."
+        )
+    if len(result) > MOST_ROWS:
+        raise ResultError(
+            f"{len(result)} rows are more than a map can show (at most {MOST_ROWS};"
+            f" columns may be any number). Give the long dimension last:"
+            f" result.transpose({str(result.dims[1])!r}, {str(result.dims[0])!r})."
         )
     down, across = (axis(result, str(dim)) for dim in result.dims)
     spec: dict[str, object] = {
@@ -118,6 +128,7 @@ def thinned(
     Returns:
         Borders of what is drawn, and its values: no peak is averaged away.
     """
+    values = np.where(np.isfinite(values), values, np.nan)
     pixel = np.floor(borders[:-1] * stills.DPI)
     thin = np.diff(borders) * stills.DPI < 1
     joined = thin & np.roll(thin, 1) & (np.diff(pixel, prepend=-1.0) == 0)
@@ -174,7 +185,8 @@ def band(axes: Axes, across: Axis, columns: np.ndarray, high: float) -> None:
     from matplotlib.transforms import blended_transform_factory
 
     place = blended_transform_factory(axes.transData, axes.transAxes)
-    for group, start, stop in across.groups:
+    for run in across.groups:
+        group, start, stop = run
         left, right = columns[start] + 0.015, columns[stop] - 0.015
         if start:
             axes.axvline(columns[start], color=stills.theme().paper, lw=0.9)
@@ -185,9 +197,10 @@ def band(axes: Axes, across: Axis, columns: np.ndarray, high: float) -> None:
             [left, right], [line, line], transform=place, clip_on=False,
             lw=1.1, color=colour, solid_capstyle="butt",
         )  # fmt: skip
-        counted = [f"{group} {TIMES}{stop - start}"] * (stop - start > QUIET)
         room = right - left + 0.05
-        words = next((w for w in (*counted, group) if 0.062 * len(w) <= room), "")
+        words = next(
+            (w for w in (across.said(run), group) if 0.062 * len(w) <= room), ""
+        )
         axes.text(
             (left + right) / 2, text, words, transform=place,
             ha="center", va="bottom", color=colour,

@@ -13,12 +13,14 @@ import xarray as xr
 from mechvlm.errors import ResultError
 
 __all__ = [
-    "QUIET",
+    "LARGE", "TIMES",
     "Axis", "Grid", "axis", "called", "describe", "grids", "number", "shown",
     "subtitle", "title", "units",
 ]  # fmt: skip
 
 LONGEST = 240  # characters of a prompt in a subtitle
+TIMES = "\N{MULTIPLICATION SIGN}"
+LARGE = 65536  # whole numbers up to here are exact in a page, larger ones are rounded
 QUIET = 12  # a group of more positions than this is labelled once, not token by token
 
 
@@ -38,12 +40,28 @@ class Axis:
         labels: Its coordinate values, as text.
         tokens: Token at each place, made visible; empty where there are none.
         groups: Runs of one group, as (group, start, stop); empty where there are none.
+        sizes: How many positions each place stands for; empty where it is one.
     """
 
     name: str
     labels: tuple[str, ...]
     tokens: tuple[str, ...] = ()
     groups: tuple[tuple[str, int, int], ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def said(self, run: tuple[str, int, int]) -> str:
+        """A group's run with how many positions it has, where that is not plain.
+
+        Example:
+            >>> blocks = Axis("source", ("0", "9"), sizes=(9, 9))
+            >>> blocks.said(("image", 0, 2)).replace(TIMES, "x")
+            'image x18 as 2'
+        """
+        group, start, stop = run
+        n, places = sum(self.sizes[start:stop]) or stop - start, stop - start
+        if n == places:
+            return f"{group} {TIMES}{n}" if n > QUIET else group
+        return f"{group} {TIMES}{n}" + (f" as {places}" if places > 1 else "")
 
     def quiet(self) -> list[bool]:
         """Places whose token is not written: those of long image blocks."""
@@ -89,30 +107,43 @@ def axis(result: xr.DataArray, dim: str) -> Axis:
     """
     n = result.sizes[dim]
     along = {
-        str(name).removeprefix(f"{dim}_"): tuple(str(value) for value in found.values)
+        str(name).removeprefix(f"{dim}_"): tuple(plain(value) for value in found.values)
         for name, found in result.coords.items()
-        if found.dims == (dim,)
+        if found.dims == (dim,) and name != dim
     }
-    labels = along.get(dim, tuple(str(i) for i in range(n)))
+    labels = tuple(str(i) for i in range(n))
+    if dim in result.coords:
+        labels = tuple(plain(value) for value in result[dim].values)
     tokens = tuple(shown(token) for token in along.get("token", ()))
     groups, start = [], 0
     for group, members in groupby(along.get("group", ())):
         stop = start + len(list(members))
         groups.append((group, start, stop))
         start = stop
-    return Axis(dim, labels, tokens, tuple(groups))
+    sizes = tuple(int(size) for size in along.get("size", ()) if size.isdecimal())
+    return Axis(dim, labels, tokens, tuple(groups), sizes)
 
 
-def number(value: float) -> str:
+def plain(value: object) -> str:
+    """A coordinate's value as text, without the last digits of a float's rounding."""
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def number(value: float | int) -> str:
     """A value for reading: three significant digits, a true minus sign.
 
     Example:
-        >>> number(0.12345), number(1234.5), number(float("nan"))
-        ('0.123', '1234', 'no value')
+        >>> number(0.12345), number(1234.5), number(2.5e6), number(float("nan"))
+        ('0.123', '1234', '2.5e6', 'no value')
     """
     if not np.isfinite(value):
         return "no value"
-    text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if value == 0:
+        return "0"
+    plain_too = 999.5 <= abs(value) < LARGE
+    text = f"{value:.0f}" if plain_too else f"{value:.3g}"
+    for long, short in (("e+0", "e"), ("e+", "e"), ("e-0", "e-")):
+        text = text.replace(long, short)
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -122,10 +153,11 @@ def units(result: xr.DataArray) -> str:
 
 
 def title(result: xr.DataArray | xr.Dataset) -> str:
-    """Heading of the figure: the long name, else the name."""
+    """Heading of the figure: the long name, else the name; its first word is large."""
     named = result.name if isinstance(result, xr.DataArray) else None
     name = "value" if named is None else str(named)
-    return str(result.attrs.get("long_name") or name)
+    words = str(result.attrs.get("long_name") or name)
+    return words[:1].upper() + words[1:] if words[:2].isalpha() else words
 
 
 def called(result: xr.DataArray) -> str:
@@ -134,7 +166,7 @@ def called(result: xr.DataArray) -> str:
 
 
 def subtitle(result: xr.DataArray | xr.Dataset) -> str:
-    """Model, what was selected, prompt and metric, so far as the result names them.
+    """Model, selection, prompt, metric and what a layer is, as the result names them.
 
     Args:
         result: Its coordinates without a dimension are what was selected of a larger
@@ -153,6 +185,7 @@ def subtitle(result: xr.DataArray | xr.Dataset) -> str:
     words += selected(result)
     words += [f"“{abridged(str(attrs['prompt']))}”"] if attrs.get("prompt") else []
     words += [f"metric: {attrs['metric']}"] if attrs.get("metric") else []
+    words += [str(attrs["layer_convention"])] if attrs.get("layer_convention") else []
     return " · ".join(words)
 
 
@@ -187,6 +220,7 @@ def describe(result: xr.DataArray) -> str:
         Plain text.
     """
     values = np.asarray(result.values, dtype=float)
+    values = np.where(np.isfinite(values), values, np.nan)
     dims = [str(dim) for dim in result.dims]
     shape = " by ".join(counted(result.sizes[dim], dim) for dim in dims)
     at = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
@@ -217,12 +251,28 @@ class Grid:
         rows: Rows of cells.
         cols: Cells in a row.
         box: x0, y0, x1, y1 in pixels of the original picture.
+        size: Width and height of that picture, pixels; () where they are not known.
     """
 
     start: int
     rows: int
     cols: int
     box: tuple[float, float, float, float]
+    size: tuple[int, ...] = ()
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Refuse a picture on which the cells would lie elsewhere.
+
+        Raises:
+            ResultError: The prompt's picture had another size.
+        """
+        if self.size and self.size != size:
+            raise ResultError(
+                f"the picture is of {size[0]} x {size[1]} pixels, the prompt's was of"
+                f" {self.size[0]} x {self.size[1]}: cells and outlines would lie"
+                " elsewhere. Give the picture that was asked about, prompt.image; of"
+                " several images, grid= says which one."
+            )
 
 
 def boxed(values: Sequence[int | float]) -> tuple[float, float, float, float]:
@@ -246,9 +296,12 @@ def grids(result: xr.DataArray) -> tuple[Grid, ...]:
     text = str(result.attrs.get("grids", "[]"))
     try:
         return tuple(
-            Grid(int(g["start"]), int(g["rows"]), int(g["cols"]), boxed(g["box"]))
+            Grid(
+                int(g["start"]), int(g["rows"]), int(g["cols"]), boxed(g["box"]),
+                tuple(map(int, g.get("size", ()))),
+            )
             for g in json.loads(text)
-        )
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ResultError(
             f'attrs["grids"] is {text[:80]!r}; wanted a JSON list of objects with'

@@ -9,6 +9,7 @@ from mechvlm.errors import ResultError
 from mechvlm.viz.blocks import FEW
 from mechvlm.viz.collapse import collapse
 from mechvlm.viz.figure import Figure
+from mechvlm.viz.given import numbers
 from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import called
 
@@ -29,10 +30,12 @@ def attention_from_last(
         A map of attention weights; each row sums to 1.
 
     Raises:
+        ArgumentError: It is no DataArray.
         ResultError: No such layer, other dimensions, or as for `collapse`.
 
     Paper: Neo et al. 2025, arXiv:2410.07149, look at attention from the last token.
     """
+    numbers(result, "viz.attention_from_last")
     one = result
     if "layer" in result.dims:
         if "layer" not in result.coords:
@@ -69,10 +72,12 @@ def attention_into(result: xr.DataArray, group: str = "image") -> Figure:
         A map of shares: 0 reads nothing of the group, 1 nothing else.
 
     Raises:
+        ArgumentError: It is no DataArray.
         ResultError: The result has no layers, or no source in that group.
 
     Paper: Neo et al. 2025, arXiv:2410.07149.
     """
+    numbers(result, "viz.attention_into")
     if set(result.dims) != {"layer", "head", "target", "source"}:
         raise ResultError(
             "attention_into wants all layers: dims layer, head, target, source; here"

@@ -85,6 +85,7 @@ def lens(
         found = grids(lensed["probability"].assign_attrs(lensed.attrs))
         strokes = segments(outline, image) if outline is not None else []
         at = places(lensed, grid)
+        found[grid].check(image.size)
         place = Placed(image, found[grid], at, tuple(strokes))
     titled = lensed.assign_attrs(long_name=lensed.attrs.get("long_name", heading(said)))
     return Figure(

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from mechvlm.viz import stills
-from mechvlm.viz.heatmap import TIMES, thinned
-from mechvlm.viz.labels import Grid
+from mechvlm.viz.heatmap import thinned
+from mechvlm.viz.labels import TIMES, Grid
 from mechvlm.viz.lens_table import (
     LEFT,
     MOST_ROWS,
@@ -112,7 +112,8 @@ def spot(said: Said, place: Placed | None, position: int) -> str:
 
 def panel(axes: Axes, said: Said, place: Placed, layer: int) -> None:
     """The picture, its cells tinted at one layer."""
-    picture(axes, place.image, list(place.strokes), muted=True)
+    strokes, size = list(place.strokes), place.image.size
+    picture(axes, place.image, strokes, size=size, muted=True)
     painted(axes, said.share[layer][place.at], place.grid, SHARE)
 
 

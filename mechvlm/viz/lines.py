@@ -12,6 +12,7 @@ from jaxtyping import Float
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
+from mechvlm.viz.given import numbers
 from mechvlm.viz.labels import axis, called, title, units
 from mechvlm.viz.palette import scale_of
 from mechvlm.viz.payload import packed, spoken
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["lines"]
 
+ALONE = "(alone)"
+"""Dimension of a lone line, which a result of one dimension does not have."""
+MOST_LINES = 200
+WIDE = 5.6
+"""Width of the axes, inches."""
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
@@ -36,20 +42,22 @@ def lines(result: xr.DataArray) -> Figure:
         A figure with its zero line and each line named at its end.
 
     Raises:
-        ResultError: Other dimensions, or no finite value.
+        ArgumentError: It is no DataArray.
+        ResultError: Other dimensions, no finite value, or more than 200 lines.
 
     Example:
         >>> drops = xr.DataArray([[0.0, -40.0]], dims=("cut", "layer"))
         >>> lines(drops).kind
         'lines'
     """
-    if result.ndim not in (1, 2):
+    series = laid_out(result, "viz.lines", "lines want (line, layer)")
+    if len(series) > MOST_LINES:
         raise ResultError(
-            f"lines want (line, layer); {called(result)} has"
-            f" {tuple(result.dims)}. Select or average the others first."
+            f"{len(series)} lines are more than one can tell apart (at most"
+            f" {MOST_LINES}). Lines go over the last dimension, here"
+            f" {series.dims[1]!r}: transpose the result, select some of the others, or"
+            " use viz.heatmap."
         )
-    scale_of(result)  # refuses a result without a finite value
-    series = result if result.ndim == 2 else result.expand_dims("line")
     along = axis(series, str(series.dims[1]))
     spec: dict[str, object] = {
         "lines": spoken(axis(series, str(series.dims[0]))) | {"labels": names(series)},
@@ -62,9 +70,26 @@ def lines(result: xr.DataArray) -> Figure:
     return Figure(result, "lines", spec, partial(drawn, series), high)
 
 
+def laid_out(result: xr.DataArray, call: str, wanted: str) -> xr.DataArray:
+    """The result with one dimension for its lines or colours, before the last one.
+
+    Raises:
+        ArgumentError: It is no DataArray.
+        ResultError: Other dimensions, or no finite value.
+    """
+    numbers(result, call)
+    if result.ndim not in (1, 2):
+        raise ResultError(
+            f"{wanted}; {called(result)} has {tuple(result.dims)}. Select or average"
+            " the others first."
+        )
+    scale_of(result)  # refuses a result without a finite value
+    return result if result.ndim == 2 else result.expand_dims(ALONE)
+
+
 def names(series: xr.DataArray) -> list[str]:
     """Name of each line, arrows drawn as arrows."""
-    if str(series.dims[0]) == "line":
+    if str(series.dims[0]) == ALONE:
         return ["" if series.name is None else str(series.name)]
     found = axis(series, str(series.dims[0])).labels
     return [name.replace("->", "→") for name in found]
@@ -87,7 +112,7 @@ def drawn(series: xr.DataArray) -> Drawing:
     right = 0.35 + stills.width_of(
         (stills.shortened(n, 30) for n in names(series)), 8.5
     )
-    left, wide, above, below = 0.8, 5.6, 0.72, 0.55
+    left, wide, above, below = 0.8, WIDE, 0.72, 0.55
     high = max(2.9, 0.15 * len(values))
     width, height = left + wide + right, above + high + below
     drawing = stills.blank(width, height)
@@ -98,7 +123,7 @@ def drawn(series: xr.DataArray) -> Drawing:
         colour = stills.series(i)
         axes.fill_between(at, low, high_end, color=colour, alpha=0.13, lw=0)
     for i, line in enumerate(values):
-        colour, dash = stills.series(i), DASHES[i // 6 % len(DASHES)]
+        colour, dash = stills.series(i), DASHES[i // stills.SERIES % len(DASHES)]
         axes.plot(at, line, lw=1.7, marker="o", ms=3, color=colour, ls=dash)
     label_ends(drawing, series, values, high)
     along = axis(series, str(series.dims[1]))
@@ -126,18 +151,24 @@ def label_ends(
     ends = [last_value(line) for line in values]
     places = spread(ends, apart)
     n = values.shape[1]
+    beside = right_of(n)
     for i, (name, end, place) in enumerate(
         zip(names(series), ends, places, strict=True)
     ):
         colour = stills.series(i)
         lead = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3}
         axes.annotate(
-            stills.shortened(name, 30), (n - 1, end), (n - 0.6, place),
+            stills.shortened(name, 30), (n - 1, end), (beside, place),
             va="center", color=colour, fontsize=8.5, annotation_clip=False,
             arrowprops=lead | {"relpos": (0, 0.5), "shrinkA": 1},
         )  # fmt: skip
     axes.set_ylim(low, top)
     axes.set_xlim(-0.3, n - 0.7)
+
+
+def right_of(n: int) -> float:
+    """Place of the names beside n places, a tenth of an inch from the axes' end."""
+    return n - 0.7 + (n - 0.4) * 0.1 / WIDE
 
 
 def last_value(line: Float[np.ndarray, " layer"]) -> float:

@@ -15,9 +15,11 @@ from PIL import Image
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.labels import Grid, axis, called, grids, units
+from mechvlm.viz.given import numbers
+from mechvlm.viz.labels import Grid, axis, called, describe, grids, units
 from mechvlm.viz.palette import Scale, scale_of
-from mechvlm.viz.payload import packed, picture_uri, spoken, tinted
+from mechvlm.viz.payload import packed, picture_uri, tinted
+from mechvlm.wanted import one
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +58,9 @@ def overlay(
         reads out its cells.
 
     Raises:
-        ResultError: Other dimensions, no such grid, or a mask of another size.
+        ArgumentError: `result` is no DataArray, or `image` no picture of Pillow's.
+        ResultError: Other dimensions, no such grid, a picture or mask of another size,
+            or an outline of which the picture shows nothing.
 
     Example:
         >>> import json
@@ -66,13 +70,16 @@ def overlay(
         >>> overlay(over, Image.new("RGB", (8, 4)), outline=(4, 0, 8, 4)).kind
         'overlay'
     """
+    numbers(result, "viz.overlay")
+    one(image, Image.Image, "image", "viz.overlay(result, PIL.Image.open(path))")
     planes = cells(result, grid)
     if len(grids(result)) > 1:
         planes = planes.assign_coords(grid=grid)
     place = grids(result)[grid]
+    place.check(image.size)
     lines = segments(outline, image) if outline is not None else []
     spec: dict[str, object] = {
-        "layers": spoken(axis(planes, "layer")),
+        "layers": names_of(planes),
         "grid": [place.start, place.rows, place.cols, *place.box],
         "size": image.size,
         "picture": picture_uri(image),
@@ -83,9 +90,19 @@ def overlay(
         "veil": VEIL,
         "grids": len(grids(result)),
     }
-    return Figure(
-        planes, "overlay", spec, partial(drawn, planes, image, place, lines), 720
-    )
+    still = partial(drawn, planes, image, place, lines)
+    about = "" if layered(planes) else describe(planes.isel(layer=0, drop=True))
+    return Figure(planes, "overlay", spec, still, 720, about=about)
+
+
+def layered(planes: xr.DataArray) -> bool:
+    """Whether it is known of which layers these planes are."""
+    return "layer" in planes.coords or planes.sizes["layer"] > 1
+
+
+def names_of(planes: xr.DataArray) -> list[str]:
+    """Names of the layers; of a map that is of no layer, an empty one."""
+    return list(axis(planes, "layer").labels) if layered(planes) else [""]
 
 
 def cells(result: xr.DataArray, grid: int = 0) -> xr.DataArray:
@@ -169,10 +186,11 @@ def segments(outline: Outline | Sequence[Outline], image: Image.Image) -> list[S
         The border of each box and mask, collinear neighbours joined.
 
     Raises:
-        ResultError: A mask has another size, or a box not four numbers.
+        ResultError: A mask has another size, a box not four numbers, or it bounds
+            nothing of the picture.
     """
-    one = isinstance(outline, np.ndarray) or not any(np.ndim(each) for each in outline)
-    several = cast("Sequence[Outline]", [outline] if one else outline)
+    lone = isinstance(outline, np.ndarray) or not any(map(np.ndim, outline))
+    several = cast("Sequence[Outline]", [outline] if lone else outline)
     return [line for each in several for line in around(each, image)]
 
 
@@ -180,6 +198,11 @@ def around(outline: Outline, image: Image.Image) -> list[Segment]:
     """Strokes of one outline."""
     given = np.asarray(outline)
     if given.shape == (image.height, image.width):
+        if not given.any():
+            raise ResultError(
+                "the outline is a mask without a pixel: there is nothing to draw. Usual"
+                " cause: the mask of an object that is not in this picture."
+            )
         return bordered(given.astype(bool))
     if given.shape != (4,):
         raise ResultError(
@@ -188,6 +211,12 @@ def around(outline: Outline, image: Image.Image) -> list[Segment]:
             " of such."
         )
     x0, y0, x1, y1 = (float(v) for v in given)
+    if not (max(x0, 0) < min(x1, image.width) and max(y0, 0) < min(y1, image.height)):
+        raise ResultError(
+            f"the outline {x0:g}, {y0:g}, {x1:g}, {y1:g} bounds nothing of a picture of"
+            f" {image.width} x {image.height}. Wanted x0, y0, x1, y1 in its pixels, x1"
+            " and y1 the right and lower ends, not a width and a height."
+        )
     return [(x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)]
 
 
@@ -224,7 +253,9 @@ def drawn(
     left, above, below = 0.25, 0.64, 0.12
     width = max(left + cols * wide + 0.95, 6.0)
     drawing = stills.blank(width, above + rows * high + below)
-    scale = scale_of(planes)
+    scale, small = scale_of(planes), image.convert("RGB")
+    most = math.ceil(wide * stills.DPI)
+    small.thumbnail((most, most), reducing_gap=4.0)
     total = above + rows * high + below
     for panel in range(len(shown) + 1):
         row, col = divmod(panel, cols)
@@ -232,13 +263,12 @@ def drawn(
         box = (x / width, y / total, (wide - 0.12) / width, (high - 0.26) / total)
         axes = drawing.add_axes(box)
         values = planes.values[shown[panel - 1]] if panel else None
-        picture(axes, image, lines, muted=panel > 0)
+        picture(axes, small, lines, size=image.size, muted=panel > 0)
         if values is not None:
             painted(axes, values, place, scale)
-        name = axis(planes, "layer").labels[shown[panel - 1]]
-        axes.set_title(
-            f"layer {name}" if panel else "image", fontsize=8, loc="left", pad=3
-        )
+        name = names_of(planes)[shown[panel - 1]]
+        said = f"layer {name}" if name else "map"
+        axes.set_title(said if panel else "image", fontsize=8, loc="left", pad=3)
     stills.headed(drawing, planes, left)
     tall = min(rows * high - 0.26, 2.2)
     corner = (left + cols * wide + 0.1, total - above - 0.26 - tall)
@@ -253,21 +283,26 @@ def pale(image: Image.Image) -> Image.Image:
 
 
 def picture(
-    axes: Axes, image: Image.Image, lines: list[Segment], *, muted: bool
+    axes: Axes,
+    image: Image.Image,
+    lines: list[Segment],
+    *,
+    size: tuple[int, int],
+    muted: bool,
 ) -> None:
-    """Show the picture in its own pixels, with the object's outline."""
+    """Show the picture, of that size in pixels, with the object's outline."""
     from matplotlib.collections import LineCollection
 
-    small = image.convert("RGB")
+    (width, height), small = size, image.convert("RGB")
     small.thumbnail((math.ceil(axes.bbox.width), math.ceil(axes.bbox.height)))
     shown = pale(small) if muted else small
-    axes.imshow(np.asarray(shown), extent=(0, image.width, image.height, 0), zorder=0)
+    axes.imshow(np.asarray(shown), extent=(0, width, height, 0), zorder=0)
     strokes = [[(x0, y0), (x1, y1)] for x0, y0, x1, y1 in lines]
     ground, ink = stills.theme().paper, stills.theme().ink
     axes.add_collection(LineCollection(strokes, colors=ground, lw=2.2, zorder=4))
     axes.add_collection(LineCollection(strokes, colors=ink, lw=1.0, zorder=5))
-    axes.set_xlim(0, image.width)
-    axes.set_ylim(image.height, 0)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -117,7 +117,7 @@ def scale_of(result: xr.DataArray) -> Scale:
     if values.size == 0:
         raise ResultError(
             "the result holds no finite number, so there is nothing to draw. Usual"
-            "  cause: a selection that left no cell."
+            " cause: a selection that left no cell."
         )
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     if low < 0 < high:

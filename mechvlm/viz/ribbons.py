@@ -15,7 +15,7 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 
-__all__ = ["Ribbon", "Standing", "Which", "drawn_edges", "labelled", "ribbons"]
+__all__ = ["UNITS", "Ribbon", "Standing", "Which", "drawn_edges", "labelled", "ribbons"]
 
 Which: TypeAlias = Literal["kept", "all"]
 """Edges that are told from chance, or those without a control as well."""
@@ -25,6 +25,7 @@ Standing: TypeAlias = Literal["kept", "uncontrolled", "other"]
 
 FULL, ROOM = 0.16, 0.62
 """Width of the strongest ribbon, and most that all at one node take, in columns."""
+UNITS = "change of the answer's probability, %"
 CLEAR = 0.75
 """Room of a written effect, in columns."""
 

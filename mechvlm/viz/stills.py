@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 __all__ = [
-    "DPI", "LABEL", "bar", "blank", "colours", "edges", "headed", "quiet_axes",
-    "rendered", "series", "shortened", "theme", "width_of",
+    "DPI", "LABEL", "SERIES", "bar", "blank", "colours", "edges", "headed",
+    "quiet_axes", "rendered", "series", "shortened", "theme", "width_of",
 ]  # fmt: skip
 
 LABEL = 8.0
+SERIES = len(LIGHT.series)
+"""After so many colours of series the first comes again."""
 DPI = 160
 FAMILIES = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
 
@@ -190,7 +192,7 @@ def bar(
     )
     made.outline.set_visible(False)
     axes.tick_params(length=2, width=0.7, pad=2)
-    axes.locator_params(nbins=5)
+    axes.locator_params(nbins=max(1, min(5, int(high / 0.2))))
     axes.set_ylabel(units(result), color=theme().faint, labelpad=5)
 
 

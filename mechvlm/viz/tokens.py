@@ -15,6 +15,7 @@ from mechvlm.viz import stills
 from mechvlm.viz.blocks import FEW, PICTURE, blocks, pooled, said
 from mechvlm.viz.boxes import boxed
 from mechvlm.viz.figure import Figure
+from mechvlm.viz.given import numbers
 from mechvlm.viz.labels import axis, called, number, shown, title, units
 from mechvlm.viz.palette import scale_of
 from mechvlm.viz.payload import packed, tinted
@@ -53,6 +54,7 @@ def tokens(
         the row that holds the strongest number.
 
     Raises:
+        ArgumentError: It is no DataArray.
         ResultError: Other dimensions, no tokens, no finite value, more words than one
             can read, or blocks that do not tile the image.
 
@@ -65,6 +67,7 @@ def tokens(
         >>> figure.data["token"].values.tolist(), figure.data.values.tolist()
         (['image x2 (sum)', 'red'], [0.75, -1.0])
     """
+    numbers(result, "viz.tokens")
     if pool not in ("sum", "mean"):
         raise ResultError(f"pool={pool!r}: wanted 'sum' or 'mean'")
     small = shortened(checked(result), pool, grid)
@@ -143,7 +146,9 @@ def shortened(
 
 def by_row(small: xr.DataArray) -> np.ndarray:
     """The numbers as (row, position), one row where there is no other dimension."""
-    return np.asarray(small.values, dtype=float).reshape(-1, small.sizes["position"])
+    values = np.asarray(small.values, dtype=float)
+    values = np.where(np.isfinite(values), values, np.nan)
+    return values.reshape(-1, small.sizes["position"])
 
 
 def written(small: xr.DataArray) -> tuple[str, ...]:

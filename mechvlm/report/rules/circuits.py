@@ -97,6 +97,10 @@ def needed(found: xr.Dataset, image: Picture) -> list[Shown]:
         f" {number(value_at(loss, most))} of the gap; without"
         f" {named(loss, 'part', least['part'])} least,"
         f" {number(value_at(loss, least))} (0: the part is not needed)."
+        if value_at(loss, least) < value_at(loss, most)
+        else f"Without {named(loss, 'part', most['part'])}"
+        f" {number(value_at(loss, most))} of the gap is lost (0: the part is not"
+        " needed); no part adds more."
     )
     if len(order) < loss.size:
         words += f" Drawn: the {len(order)} parts of {loss.size} that do most."
@@ -155,8 +159,9 @@ def flowing(flows: xr.Dataset, image: Picture) -> list[Shown]:
             str(effect[dim].values[at[dim]]) for dim in ("target", "source", "band")
         )
         words += (
-            f" Of these {source} → {target} in the band “{band}” costs most:"
-            f" {number(value_at(effect, at))} % of the answer's probability."
+            f" Of these {source} → {target} in the band “{band}” costs most: it changes"
+            f" the answer's probability by {number(value_at(effect, at))} % of what it"
+            " was."
         )
     alone = int(flows["uncontrolled"].sum())
     if alone:

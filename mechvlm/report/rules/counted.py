@@ -8,6 +8,7 @@ import xarray as xr
 from mechvlm.report.phrases import counted, interval, largest, named, percent, value_at
 from mechvlm.report.shown import Picture, Shown, banded, stacked
 from mechvlm.viz.bars import bars
+from mechvlm.viz.labels import number
 
 __all__ = ["ablated", "compressed", "scored_by_subset", "told_both_ways"]
 
@@ -20,22 +21,17 @@ def told_both_ways(found: xr.Dataset, image: Picture) -> list[Shown]:
     gap, low, high = (
         100 * float(found[name]) for name in ("gap", "gap_low", "gap_high")
     )
+    n = int(found["n_recognised"])
     words = (
-        (
-            f"Of facts about {counted(int(found['n_recognised']), 'recognised entit')}"
-            f" {shares[0]} are told by name and {shares[1]} by picture: a gap of"
-            f" {gap:.0f} points"
-        )
-        .replace("entits", "entities")
-        .replace("entit ", "entity ")
+        f"Of facts about {n} recognised {'entity' if n == 1 else 'entities'}"
+        f" {shares[0]} are told by name and {shares[1]} by picture: a gap of"
+        f" {number(float(round(gap)))} points"
     )
     if np.isfinite(low):
-        words += f" ({low:.0f} to {high:.0f})"
+        words += f" ({number(float(round(low)))} to {number(float(round(high)))})"
     p = float(found["wilcoxon_p"])
     words += f", Wilcoxon p = {p:.2g}." if np.isfinite(p) else "."
-    words += (
-        f" {int(found['n_recognised'])} of {int(found['n'])} entities are recognised."
-    )
+    words += f" {n} of {int(found['n'])} entities are recognised."
     return [Shown(bars(drawn), words)]
 
 

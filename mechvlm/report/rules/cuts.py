@@ -111,11 +111,14 @@ def cut_while_describing(found: xr.Dataset, image: Picture) -> list[Shown]:
     ).assign_attrs({k: found.attrs[k] for k in ("model", "paper") if k in found.attrs})
     at = smallest(f1)
     flow, cut = named(f1, "flow", at["flow"]), named(f1, "cut", at["cut"])
-    whole = f1.isel(flow=at["flow"], cut=0)
+    whole = float(f1.isel(flow=at["flow"], cut=0))
+    many = counted(found.sizes["prompt"], "description")
     words = (
-        f"Of {counted(found.sizes['prompt'], 'description')}, the objects suffer most"
-        f" with {flow} cut {cut}: F1 {number(value_at(f1, at))}, against"
-        f" {number(float(whole))} with nothing cut."
+        f"Of {many}, the objects suffer most with {flow} cut {cut}: F1"
+        f" {number(value_at(f1, at))}, against {number(whole)} with nothing cut."
+        if value_at(f1, at) < whole
+        else f"Of {many}, no cut costs objects: F1 is {number(whole)} with nothing cut"
+        " and no lower with any."
     )
     return [Shown(lines(f1.transpose("flow", "cut")), words)]
 

@@ -77,10 +77,15 @@ def named_by_layer(found: xr.Dataset, image: Picture) -> list[Shown]:
     words = (
         f"{percent(float(found['share_named'].sel(estimate='mean')))} of"
         f" {counted(int(found.attrs['n_objects']), 'object')} are named by a token of"
-        f" their own at some layer. Most tokens do so at"
-        f" {named(line, 'layer', at['layer'])}: {percent(value_at(line, at))}, of as"
-        f" many background tokens {percent(float(mean['control_rate'].isel(at)))}."
+        f" their own at some layer."
     )
+    if value_at(line, at) > 0:
+        words += (
+            " The share of an object's tokens that do is largest at"
+            f" {named(line, 'layer', at['layer'])}: {percent(value_at(line, at))}, of"
+            " as many background tokens"
+            f" {percent(float(mean['control_rate'].isel(at)))}."
+        )
     return [Shown(lines(drawn), words)]
 
 

@@ -56,6 +56,12 @@ def _best(result: xr.DataArray) -> str:
             " the corrupted one (0)."
         )
     at = largest(result)
+    if value_at(result, at) <= 0:
+        return (
+            f"Nothing comes back: even at best, with {at_place(result, at)} restored,"
+            f" {number(value_at(result, at))} of the gap between the corrupted run (0)"
+            " and the clean one (1)."
+        )
     return (
         f"Most comes back with {at_place(result, at)} restored:"
         f" {number(value_at(result, at))} of the gap between the corrupted run (0) and"
@@ -109,7 +115,9 @@ def scored(result: xr.DataArray, image: Picture) -> list[Shown]:
         f"The score farthest from 0 is {valued(value_at(result, at), units)}, at"
         f" {at_place(result, at)}."
     )
-    if "group" in result.coords:
+    if value_at(result, at) == 0:
+        words = "Every score is 0: nothing moves the metric."
+    elif "group" in result.coords:
         sums = result.groupby("group").sum()
         most = farthest(sums)
         words += (
@@ -146,6 +154,8 @@ def paths(result: xr.DataArray, image: Picture) -> list[Shown]:
         f"The path from {at_place(first, senders)} to"
         f" {effect['receiver'].values[at['receiver']]} moves most:"
         f" {number(value_at(effect, at))} of the gap (0: the path does nothing)."
+        if value_at(effect, at)
+        else "No path moves anything: every effect is 0."
     )
     if effect.ndim == 2:
         titled = effect.assign_attrs(long_name="Effect of single paths")

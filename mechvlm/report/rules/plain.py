@@ -72,6 +72,8 @@ def said(result: xr.DataArray) -> str:
     at = farthest(result)
     values = np.asarray(result.values, dtype=float)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low == high and values.size > 1:
+        return f"Every value is {valued(low, units(result))}."
     return (
         f"From {number(low)} to {valued(high, units(result))}; farthest from 0 is"
         f" {at_place(result, at)} with {number(value_at(result, at))}."

@@ -149,7 +149,7 @@ def located(found: xr.Dataset, image: Picture) -> list[Shown]:
     mass = found["mass"].mean("row")
     at = largest(mass)
     words += (
-        f" Most of the image's attention is on it at"
+        " The share of the image's attention that lies on it is largest at"
         f" {named(mass, 'layer', at['layer'])}: {percent(value_at(mass, at))}."
     )
     return [Shown(lines(drawn), words)]
@@ -180,10 +180,11 @@ def patterned(result: xr.DataArray, image: Picture) -> list[Shown]:
     at = largest(share)
     layer = int(share["layer"].values[at["layer"]])
     words = (
-        f"{named(share, 'head', at['head'])} of {named(share, 'layer', at['layer'])}"
-        f" gives the {group} positions most of what the last position attends to:"
+        f"Head {share['head'].values[at['head']]} of"
+        f" {named(share, 'layer', at['layer'])} gives the {group} positions more of"
+        " what the last position attends to than any other head:"
         f" {number(value_at(share, at))} of its row."
-    ).capitalize()
+    )
     last = attention_from_last(result, layer=layer)
     shown = [
         Shown(attention_into(result, group), words, "From the last position"),

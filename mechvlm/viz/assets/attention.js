@@ -3,7 +3,7 @@
 MechVLM.kinds.attention = (plot, spec, output) => {
   const { el, say, widget } = MechVLM;
   const [nLayers, nHeads, nTargets, nSources] = spec.shape;
-  const levels = MechVLM.bytes(spec.data);
+  const levels = new Uint16Array(MechVLM.bytes(spec.data).buffer);
   const stage = el("div", "mv-circuits mv-inked mv-" + spec.view);
   let layer = spec.first, drawn = false;
   if (spec.note) plot.append(el("p", "mv-note", spec.note));
@@ -16,7 +16,7 @@ MechVLM.kinds.attention = (plot, spec, output) => {
   function patterns() {
     let at = layer * nHeads * nTargets * nSources;
     return Array.from({ length: nHeads }, () => Array.from({ length: nTargets }, () => {
-      const row = Array.from(levels.subarray(at, at + nSources), (v) => Math.round((v / 255) * 1000) / 1000);
+      const row = Array.from(levels.subarray(at, at + nSources), (v) => Math.round((v / 65535) * 1e4) / 1e4);
       at += nSources;
       return row;
     }));

@@ -13,15 +13,21 @@ MechVLM.kinds.circuit = (plot, spec, output, figure) => {
 
   // -- what is around the drawing ------------------------------------------------------
   const count = el("span", "mv-count"), range = el("input");
+  let marks = null;
+  function legend(scale) { // as large as the edges are drawn
+    if (!spec.marks.length) return;
+    const sizes = spec.marks.map((value) => ({
+      value: number(value),
+      width: (Math.abs(value) / spec.full) * Math.max(...edges.map((edge) => edge.width || 0)) * scale,
+      colour: () => arcs.css(colour(arcs.shade(value, spec.full))),
+    }));
+    const made = arcs.legend(sizes, spec.units);
+    if (marks) marks.replaceWith(made);
+    else plot.previousElementSibling.before(made);
+    marks = made;
+  }
+
   function controls() {
-    if (spec.marks.length) {
-      const sizes = spec.marks.map((value) => ({
-        value: number(value),
-        width: (Math.abs(value) / spec.full) * Math.max(...edges.map((edge) => edge.width || 0)),
-        colour: () => arcs.css(colour(arcs.shade(value, spec.full))),
-      }));
-      plot.before(arcs.legend(sizes, spec.units));
-    }
     const slide = el("label", "mv-slide");
     Object.assign(range, { type: "range", min: 1, max: edges.length, step: 1, value: shown });
     if (spec.known && edges.length > FEW) slide.append(range);
@@ -98,6 +104,7 @@ MechVLM.kinds.circuit = (plot, spec, output, figure) => {
     plot.replaceChildren(scroller, bandNames(scale, height));
     scroller.scrollLeft = at;
     boxes.forEach((box, i) => arcs.fit(box.querySelector("text"), nodes[i].w - 6));
+    legend(scale);
     light();
   }
 
@@ -143,7 +150,7 @@ MechVLM.kinds.circuit = (plot, spec, output, figure) => {
     if (!chosen) return say(output, ["point at a node or an edge, or walk with the arrow keys"]);
     if (chosen.edge !== undefined) {
       const edge = edges[chosen.edge];
-      const words = known(edge) ? spec.units : "";
+      const words = known(edge) ? spec.means : "";
       return say(output, [{ value: labels[chosen.edge] }, { value: effectOf(edge) }, words]);
     }
     const own = edges.map((_, i) => i).filter(isShown);

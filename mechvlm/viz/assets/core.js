@@ -3,8 +3,8 @@
 // through textContent only.
 const MechVLM = (() => {
   const kinds = {};
+  const LARGE = 65536; // from here on numbers are sent rounded, and read so
   const SVG = "http://www.w3.org/2000/svg";
-  const MISSING = 65535;
   const root = document.documentElement, pinned = root.dataset.theme;
   const screened = window.matchMedia("screen");
   const night = window.matchMedia("screen and (prefers-color-scheme: dark)");
@@ -32,12 +32,13 @@ const MechVLM = (() => {
     return out;
   }
 
+  // Floats of which the upper three bytes were sent.
   function decode(packed) {
-    const raw = bytes(packed.data), view = new DataView(raw.buffer);
-    const out = new Float32Array(raw.length / 2), span = packed.high - packed.low;
+    const raw = bytes(packed), view = new DataView(new ArrayBuffer(4));
+    const out = new Float32Array(raw.length / 3);
     for (let i = 0; i < out.length; i++) {
-      const step = view.getUint16(2 * i, true);
-      out[i] = step === MISSING ? NaN : packed.low + (step / (MISSING - 1)) * span;
+      for (let k = 0; k < 3; k++) view.setUint8(k + 1, raw[3 * i + k]);
+      out[i] = view.getFloat32(0, true);
     }
     return out;
   }
@@ -78,10 +79,10 @@ const MechVLM = (() => {
 
   function number(value) {
     if (!Number.isFinite(value)) return "no value";
-    const size = Math.abs(value);
-    if (size >= 1000) return value.toFixed(0).replace("-", "−");
-    if (size < 5e-5) return "0";
-    return String(Number(value.toPrecision(3))).replace("-", "−");
+    const short = Number(value.toPrecision(3)), size = Math.abs(value);
+    const text = short && (Math.abs(short) < 1e-4 || size >= LARGE) ? value.toExponential(2).replace(/\.?0*e\+?/, "e")
+      : size >= 1000 ? value.toFixed(0) : String(short);
+    return text.replaceAll("-", "−");
   }
 
   function shortened(text, most) {
@@ -145,6 +146,9 @@ const MechVLM = (() => {
     const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
     const plot = figure.querySelector(".mv-plot"), output = figure.querySelector(".mv-read");
     const redraw = kinds[figure.dataset.kind](plot, spec, output, figure);
+    figure.addEventListener("keydown", (event) => { // those belong to the browser
+      if (event.altKey || event.ctrlKey || event.metaKey) event.stopPropagation();
+    }, true);
     let width = 0;
     const check = () => {
       const now = Math.floor(plot.clientWidth);

@@ -19,7 +19,9 @@ MechVLM.kinds.flow = (plot, spec, output, figure) => {
       width: (Math.abs(value) / spec.full) * spec.widest * column,
       colour: () => paint(value),
     }));
-    const made = arcs.legend(sizes, spec.units);
+    const thin = ribbons.some((one) => one.width * column < spec.hair);
+    const least = number((spec.full * spec.hair) / (spec.widest * column));
+    const made = arcs.legend(sizes, spec.units + (thin ? `; below ${least} all are equally thin` : ""));
     if (marks) marks.replaceWith(made);
     else plot.before(made);
     marks = made;

@@ -79,7 +79,8 @@ MechVLM.kinds.lines = (plot, spec, output) => {
     lines.forEach((line, i) => {
       layer.append(svg("path", { d: path(line), stroke: colour(i), "stroke-dasharray": dash(i), class: "mv-line" }));
       line.forEach((v, k) => {
-        if (Number.isFinite(v) && n <= 48) layer.append(svg("circle", { cx: x(k), cy: y(v), r: 2.6, fill: colour(i) }));
+        const alone = !Number.isFinite(line[k - 1]) && !Number.isFinite(line[k + 1]); // no stroke shows it
+        if (Number.isFinite(v) && (n <= 48 || alone)) layer.append(svg("circle", { cx: x(k), cy: y(v), r: 2.6, fill: colour(i) }));
       });
       if (!narrow) layer.append(svg("path", { d: `M${x(n - 1) + 5} ${ends[i]}L${x(n - 1) + 18} ${places[i]}`, stroke: colour(i), class: "mv-lead" }));
       labels[i].setAttribute("x", x(n - 1) + 22);

@@ -25,17 +25,18 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
   }
 
   function inGrid(position) {
-    for (const [start, rows, cols] of spec.grids) {
-      const k = position - start;
-      if (k >= 0 && k < rows * cols) return "image row " + Math.floor(k / cols) + ", col " + (k % cols);
-    }
-    return "";
+    const inside = ([start, rows, cols]) => position >= start && position < start + rows * cols;
+    const which = spec.grids.findIndex(inside);
+    if (which < 0) return "";
+    const [start, , cols] = spec.grids[which], k = position - start;
+    return (spec.grids.length > 1 ? "grid " + which + ", " : "image ") + "row " + Math.floor(k / cols) + ", col " + (k % cols);
   }
 
   function read(i, lead) {
     const r = Math.floor(i / nCols), c = i % nCols, cols = spec.cols;
     const parts = [{ value: number(values[i]) }, spec.rows.name + " " + spec.rows.labels[r].replaceAll("->", "→"),
       cols.name + " " + cols.labels[c]];
+    if (spec.rows.tokens.length) parts.splice(2, 0, { token: spec.rows.tokens[r] });
     if (written && !spec.quiet[c]) parts.push({ token: cols.tokens[c] });
     parts.push((cols.name === "position" && inGrid(Number(cols.labels[c]))) || MechVLM.groupAt(cols, c));
     say(output, lead ? [lead, ...parts] : parts);
@@ -173,14 +174,13 @@ MechVLM.kinds.map = (plot, spec, output, figure) => {
   }
 
   function bands(layer) {
-    for (const [group, from, to] of spec.cols.groups) {
+    for (const [group, from, to, counted] of spec.cols.groups) {
       const x0 = left + edges[from] + 1, x1 = left + edges[to] - 1, strong = group === "image";
       const cls = strong ? "mv-strong" : "mv-faint";
       layer.append(svg("line", { x1: x0, x2: x1, y1: top - 6, y2: top - 6, class: cls }));
       const name = svg("text", { x: (x0 + x1) / 2, y: top - 12, "text-anchor": "middle", class: cls });
       layer.append(name);
-      const words = to - from > 12 ? [group + " ×" + (to - from), group, ""] : [group, ""];
-      for (const word of words) { // the longest that has room
+      for (const word of [counted, group, ""]) { // the longest that has room
         name.textContent = word;
         if (name.getComputedTextLength() <= x1 - x0 + 4) break;
       }

@@ -3,7 +3,8 @@ MechVLM.kinds.overlay = (plot, spec, output, figure) => {
   const { el, number, say } = MechVLM;
   const values = MechVLM.decode(spec.values), colour = MechVLM.palette(spec.scale);
   const [start, rows, cols, x0, y0, x1, y1] = spec.grid, [width, height] = spec.size;
-  const n = spec.layers.labels.length, size = rows * cols;
+  const n = spec.layers.length, size = rows * cols;
+  const named = (i) => (spec.layers[i] ? "layer " + spec.layers[i] : "map");
   const most = Math.max(-spec.scale.low, spec.scale.high) || 1;
   figure.querySelector("figcaption").after(MechVLM.bar(spec.scale, spec.units));
 
@@ -26,9 +27,10 @@ MechVLM.kinds.overlay = (plot, spec, output, figure) => {
   const left = el("div", "mv-left"), side = el("div", "mv-side"), stage = el("div", "mv-stage");
   const strip = el("div", "mv-thumbs");
   left.append(frame, slide);
-  side.append(el("div", "mv-faint", "layer"), strip);
+  if (n === 1) slide.hidden = true;
+  side.append(el("div", "mv-faint", spec.layers[0] ? "layer" : ""), strip);
   stage.append(left, side);
-  const thumbs = [thumb("image", "image"), ...spec.layers.labels.map((label) => thumb(label, "layer " + label))];
+  const thumbs = [thumb("image", "image"), ...spec.layers.map((label, i) => thumb(label || "map", named(i)))];
   thumbs[0].addEventListener("click", () => { bare = true; show(); });
   thumbs.slice(1).forEach((one, i) => one.addEventListener("click", () => choose(i)));
   strip.append(...thumbs);
@@ -120,7 +122,7 @@ MechVLM.kinds.overlay = (plot, spec, output, figure) => {
   }
 
   function show() {
-    const label = "layer " + spec.layers.labels[layer];
+    const label = named(layer);
     range.value = layer;
     range.setAttribute("aria-valuetext", label);
     name.textContent = label;
@@ -140,7 +142,7 @@ MechVLM.kinds.overlay = (plot, spec, output, figure) => {
     Object.assign(marker.style, {
       left: x0 * sx + col * wide + "px", top: y0 * sy + row * high + "px", width: wide + "px", height: high + "px",
     });
-    const parts = [{ value: number(values[layer * size + at]) }, "layer " + spec.layers.labels[layer],
+    const parts = [{ value: number(values[layer * size + at]) }, named(layer),
       "image row " + row, "col " + col, "position " + (start + at)];
     say(output, k < 0 ? ["strongest", ...parts] : parts);
   }
