@@ -6,6 +6,7 @@ The pages are run here by other code than that which draws their pictures.
 import json
 import math
 import re
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -50,17 +51,17 @@ RUNNABLE = [page for page in PAGES if "```python" in text_of(page)]
 
 @pytest.fixture(scope="module")
 def made():
-    """What the Python of a page makes, by name; each page is run once."""
-    known = {}
+    """What the Python of a page makes, by name; the pages share one model."""
 
     def run(name):
-        if name not in known:
-            names = known.setdefault(name, {})
-            for start, block in python_of(text_of(DOCS / f"{name}.md")):
-                exec(compile("\n" * start + block, f"docs/{name}.md", "exec"), names)
-        return known[name]
+        names = {}
+        for start, block in python_of(text_of(DOCS / f"{name}.md")):
+            exec(compile("\n" * start + block, f"docs/{name}.md", "exec"), names)
+        return names
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mv, "load", cache(mv.load))
+        yield run
 
 
 def figures_of(data):
@@ -192,6 +193,8 @@ def test_an_analysis_is_told_whole(page):
     if page.stem == "index":
         return
     text = text_of(page)
+    assert re.match(r"# .+\n\n\*\*[^*]+\?\*\*\n\n", text), "no question"
+    assert "\n```python\n" in text, "no example"
     assert "](arxiv:" in text, "no paper"
     assert SHOWN.search(text), "no figure"
     for heading in (r"## What 0 ", "## Controls and traps\n", "\\*\\*Reference:\\*\\*"):
