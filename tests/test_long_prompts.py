@@ -14,8 +14,8 @@ from pages import needs_browser, until
 from PIL import Image
 
 from mechvlm import viz
-from mechvlm.viz.heatmap import thinned
 from mechvlm.viz.labels import Axis, axis
+from mechvlm.viz.plots.heatmap import thinned
 
 LAYERS = 32
 SIDE = 24

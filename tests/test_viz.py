@@ -18,9 +18,9 @@ from mechvlm.errors import ResultError
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.files import write_atomically
 from mechvlm.viz.labels import axis, describe
-from mechvlm.viz.lines import spread
-from mechvlm.viz.overlay import cells, segments
 from mechvlm.viz.payload import script_json
+from mechvlm.viz.plots.lines import spread
+from mechvlm.viz.plots.overlay import cells, segments
 
 HOSTILE = (
     "<script>window.ran=1</script>",

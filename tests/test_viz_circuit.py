@@ -14,8 +14,8 @@ from mechvlm.errors import ArgumentError, CircuitError
 from mechvlm.graph.circuit import Circuit
 from mechvlm.graph.nodes import Edge, Node, Shape
 from mechvlm.models.planted import EDGES
-from mechvlm.viz.layered import Link, apart, crossings, ordered, placed
-from mechvlm.viz.wiring import wired
+from mechvlm.viz.graphs.layered import Link, apart, crossings, ordered, placed
+from mechvlm.viz.graphs.wiring import wired
 
 RELAY = EDGES["relay"]
 SMALL = Shape(3, 2, 2)

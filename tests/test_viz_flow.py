@@ -10,7 +10,7 @@ from test_viz import HOSTILE
 
 from mechvlm import viz
 from mechvlm.errors import ResultError
-from mechvlm.viz.ribbons import Ribbon, labelled, ribbons
+from mechvlm.viz.graphs.ribbons import Ribbon, labelled, ribbons
 
 GROUPS = ("object", "query", "last")
 DIMS = ("target", "source", "band")

@@ -325,7 +325,7 @@ def shares(spec, ranks):
 
 
 def test_tints_fall_with_the_ranks_logarithm():
-    from mechvlm.viz.lens_words import said_by
+    from mechvlm.viz.lenses.words import said_by
 
     lens = told()
     said = said_by(lens, ["red"], ranks_of(lens))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from mechvlm import viz
 from mechvlm.errors import ResultError
-from mechvlm.viz.boxes import luminance, readable
-from mechvlm.viz.tokens import laid_out
+from mechvlm.viz.widgets.boxes import luminance, readable
+from mechvlm.viz.widgets.tokens import laid_out
 
 
 def scores(rows: int = 4, cols: int = 4) -> xr.DataArray:

@@ -14,7 +14,7 @@ from mechvlm.errors import ResultError
 from mechvlm.graph.circuit import Circuit
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.labels import grids
-from mechvlm.viz.overlay import overlay
+from mechvlm.viz.plots.overlay import overlay
 
 __all__ = ["Picture", "Result", "Rule", "Shown", "banded", "on_picture", "stacked"]
 

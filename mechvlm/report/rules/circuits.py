@@ -16,10 +16,10 @@ from mechvlm.report.phrases import (
     value_at,
 )
 from mechvlm.report.shown import Picture, Shown, banded, stacked
-from mechvlm.viz.bars import bars
-from mechvlm.viz.circuit import circuit as drawn_circuit
-from mechvlm.viz.flow import flow
+from mechvlm.viz.graphs.circuit import circuit as drawn_circuit
+from mechvlm.viz.graphs.flow import flow
 from mechvlm.viz.labels import number
+from mechvlm.viz.plots.bars import bars
 
 __all__ = [
     "beaten",

@@ -7,8 +7,8 @@ import xarray as xr
 
 from mechvlm.report.phrases import counted, interval, largest, named, percent, value_at
 from mechvlm.report.shown import Picture, Shown, banded, stacked
-from mechvlm.viz.bars import bars
 from mechvlm.viz.labels import number
+from mechvlm.viz.plots.bars import bars
 
 __all__ = ["ablated", "compressed", "scored_by_subset", "told_both_ways"]
 

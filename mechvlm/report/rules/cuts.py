@@ -16,10 +16,10 @@ from mechvlm.report.phrases import (
     value_at,
 )
 from mechvlm.report.shown import Picture, Shown, banded, stacked
-from mechvlm.viz.bars import bars
-from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import number
-from mechvlm.viz.lines import lines
+from mechvlm.viz.plots.bars import bars
+from mechvlm.viz.plots.heatmap import heatmap
+from mechvlm.viz.plots.lines import lines
 
 __all__ = [
     "cut_by_window",

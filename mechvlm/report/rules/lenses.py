@@ -10,8 +10,8 @@ import xarray as xr
 from mechvlm.report.phrases import counted, largest, named, percent, value_at
 from mechvlm.report.shown import Picture, Shown, stacked
 from mechvlm.viz.labels import Grid, grids, shown
-from mechvlm.viz.lens import lens
-from mechvlm.viz.lines import lines
+from mechvlm.viz.lenses.lens import lens
+from mechvlm.viz.plots.lines import lines
 
 __all__ = ["hit", "named_by_layer", "read", "tracked"]
 

@@ -10,11 +10,11 @@ import xarray as xr
 from mechvlm.errors import ResultError
 from mechvlm.report.phrases import at_place, farthest, value_at, valued
 from mechvlm.report.shown import Picture, Shown, on_picture
-from mechvlm.viz.bars import bars
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import called, number, units
-from mechvlm.viz.lines import lines
+from mechvlm.viz.plots.bars import bars
+from mechvlm.viz.plots.heatmap import heatmap
+from mechvlm.viz.plots.lines import lines
 
 __all__ = ["plain"]
 

@@ -9,11 +9,11 @@ import xarray as xr
 
 from mechvlm.report.phrases import among, counted, largest, named, percent, value_at
 from mechvlm.report.shown import Picture, Shown, banded, on_picture, stacked
-from mechvlm.viz.attention import attention
-from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import number
-from mechvlm.viz.last_token import attention_from_last, attention_into
-from mechvlm.viz.lines import lines
+from mechvlm.viz.plots.heatmap import heatmap
+from mechvlm.viz.plots.lines import lines
+from mechvlm.viz.widgets.attention import attention
+from mechvlm.viz.widgets.last_token import attention_from_last, attention_into
 
 __all__ = [
     "found_where_named", "located", "mapped", "patterned", "pooled", "rolled", "shared",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from mechvlm.viz import arcs, stills
+from mechvlm.viz import stills
+from mechvlm.viz.graphs import arcs
+from mechvlm.viz.graphs.ribbons import UNITS, Ribbon
 from mechvlm.viz.labels import number
-from mechvlm.viz.ribbons import UNITS, Ribbon
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

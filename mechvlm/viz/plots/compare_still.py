@@ -11,10 +11,10 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechvlm.viz import stills
-from mechvlm.viz.heatmap import band, label_columns, label_rows, thinned
 from mechvlm.viz.labels import Axis, axis, title, units
-from mechvlm.viz.lines import DASHES, WIDE, last_value, right_of, spread
 from mechvlm.viz.palette import Scale, scale_of
+from mechvlm.viz.plots.heatmap import band, label_columns, label_rows, thinned
+from mechvlm.viz.plots.lines import DASHES, WIDE, last_value, right_of, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,11 +13,11 @@ from PIL import Image
 
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.labels import grids
-from mechvlm.viz.lens_still import Placed, drawn, spot
-from mechvlm.viz.lens_words import Said, Words, said_by, without_image
-from mechvlm.viz.overlay import Outline, cells, segments
+from mechvlm.viz.lenses.still import Placed, drawn, spot
+from mechvlm.viz.lenses.words import Said, Words, said_by, without_image
 from mechvlm.viz.palette import Scale
 from mechvlm.viz.payload import packed, picture_uri, spoken, tinted
+from mechvlm.viz.plots.overlay import Outline, cells, segments
 from mechvlm.wanted import several
 
 __all__ = ["lens"]

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from mechvlm.viz import stills
-from mechvlm.viz.lens_words import Said
+from mechvlm.viz.lenses.words import Said
 from mechvlm.viz.palette import Scale
 
 if TYPE_CHECKING:

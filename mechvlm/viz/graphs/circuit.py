@@ -14,13 +14,13 @@ import xarray as xr
 from mechvlm.errors import CircuitError
 from mechvlm.graph.circuit import Circuit
 from mechvlm.graph.nodes import Edge
-from mechvlm.viz import arcs
-from mechvlm.viz.circuit_still import CircuitStill
 from mechvlm.viz.figure import Figure
+from mechvlm.viz.graphs import arcs
+from mechvlm.viz.graphs.circuit_still import CircuitStill
+from mechvlm.viz.graphs.lanes import FULL_PX
+from mechvlm.viz.graphs.wiring import Wiring, wired
 from mechvlm.viz.labels import number, shown
-from mechvlm.viz.lanes import FULL_PX
 from mechvlm.viz.payload import tinted
-from mechvlm.viz.wiring import Wiring, wired
 from mechvlm.wanted import one, whole_number
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
-from mechvlm.viz.blocks import FEW, PICTURE, blocks, pooled, said
-from mechvlm.viz.boxes import boxed
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.given import numbers
 from mechvlm.viz.labels import axis, called, number, shown, title, units
 from mechvlm.viz.palette import scale_of
 from mechvlm.viz.payload import packed, tinted
+from mechvlm.viz.widgets.blocks import FEW, PICTURE, blocks, pooled, said
+from mechvlm.viz.widgets.boxes import boxed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

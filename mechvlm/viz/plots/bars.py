@@ -12,8 +12,8 @@ from mechvlm.errors import ResultError
 from mechvlm.viz import stills
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.labels import axis, title, units
-from mechvlm.viz.lines import bounds, laid_out, names
 from mechvlm.viz.payload import packed, spoken
+from mechvlm.viz.plots.lines import bounds, laid_out, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

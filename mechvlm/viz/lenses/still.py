@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from mechvlm.viz import stills
-from mechvlm.viz.heatmap import thinned
 from mechvlm.viz.labels import TIMES, Grid
-from mechvlm.viz.lens_table import (
+from mechvlm.viz.lenses.table import (
     LEFT,
     MOST_ROWS,
     ROW,
@@ -26,8 +25,9 @@ from mechvlm.viz.lens_table import (
     table,
     wide_of,
 )
-from mechvlm.viz.lens_words import Said
-from mechvlm.viz.overlay import Segment, painted, picture
+from mechvlm.viz.lenses.words import Said
+from mechvlm.viz.plots.heatmap import thinned
+from mechvlm.viz.plots.overlay import Segment, painted, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

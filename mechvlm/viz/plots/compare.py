@@ -9,13 +9,13 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechvlm.errors import ResultError
-from mechvlm.viz.compare_still import Pair, common, drawn
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.given import numbers
-from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import axis, number, units
-from mechvlm.viz.lines import lines
 from mechvlm.viz.payload import tinted
+from mechvlm.viz.plots.compare_still import Pair, common, drawn
+from mechvlm.viz.plots.heatmap import heatmap
+from mechvlm.viz.plots.lines import lines
 
 __all__ = ["compare"]
 

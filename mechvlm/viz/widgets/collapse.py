@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from mechvlm.errors import ResultError
-from mechvlm.viz.blocks import PICTURE, Block, blocks, pooled, said
+from mechvlm.viz.widgets.blocks import PICTURE, Block, blocks, pooled, said
 
 __all__ = ["MOST_TOKENS", "collapse"]
 

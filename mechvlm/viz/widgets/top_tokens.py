@@ -10,12 +10,12 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
-from mechvlm.viz.boxes import boxed
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.labels import Axis, axis, number, shown, title
-from mechvlm.viz.lens_words import checked
+from mechvlm.viz.lenses.words import checked
 from mechvlm.viz.palette import Scale
 from mechvlm.viz.payload import packed, tinted
+from mechvlm.viz.widgets.boxes import boxed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from mechvlm.graph.circuit import Circuit
 from mechvlm.graph.nodes import Edge, Node
+from mechvlm.viz.graphs.lanes import LETTER_PX, Lanes
 from mechvlm.viz.labels import shown
-from mechvlm.viz.lanes import LETTER_PX, Lanes
 from mechvlm.viz.stills import shortened
 
 __all__ = ["PORTS", "Band", "Spot", "Way", "Wiring", "wired"]

@@ -6,12 +6,12 @@ import numpy as np
 import xarray as xr
 
 from mechvlm.errors import ResultError
-from mechvlm.viz.blocks import FEW
-from mechvlm.viz.collapse import collapse
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.given import numbers
-from mechvlm.viz.heatmap import heatmap
 from mechvlm.viz.labels import called
+from mechvlm.viz.plots.heatmap import heatmap
+from mechvlm.viz.widgets.blocks import FEW
+from mechvlm.viz.widgets.collapse import collapse
 
 __all__ = ["attention_from_last", "attention_into"]
 

@@ -10,12 +10,10 @@ import numpy as np
 import xarray as xr
 
 from mechvlm.errors import ResultError
-from mechvlm.viz import arcs
 from mechvlm.viz.figure import Figure
-from mechvlm.viz.flow_still import FlowStill
-from mechvlm.viz.labels import number, shown
-from mechvlm.viz.payload import tinted
-from mechvlm.viz.ribbons import (
+from mechvlm.viz.graphs import arcs
+from mechvlm.viz.graphs.flow_still import FlowStill
+from mechvlm.viz.graphs.ribbons import (
     UNITS,
     Ribbon,
     Which,
@@ -23,6 +21,8 @@ from mechvlm.viz.ribbons import (
     labelled,
     ribbons,
 )
+from mechvlm.viz.labels import number, shown
+from mechvlm.viz.payload import tinted
 from mechvlm.wanted import one
 
 if TYPE_CHECKING:

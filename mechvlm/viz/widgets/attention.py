@@ -13,12 +13,12 @@ import xarray as xr
 
 from mechvlm.errors import ResultError
 from mechvlm.viz import stills
-from mechvlm.viz.blocks import FEW
-from mechvlm.viz.collapse import collapse
 from mechvlm.viz.figure import Figure
 from mechvlm.viz.given import numbers
 from mechvlm.viz.labels import axis, called, number, shown
 from mechvlm.viz.palette import Scale
+from mechvlm.viz.widgets.blocks import FEW
+from mechvlm.viz.widgets.collapse import collapse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from mechvlm.viz import arcs, stills
+from mechvlm.viz import stills
+from mechvlm.viz.graphs import arcs
+from mechvlm.viz.graphs.lanes import FULL_PX
+from mechvlm.viz.graphs.wiring import PORTS, Spot, Way, Wiring
 from mechvlm.viz.labels import number
-from mechvlm.viz.lanes import FULL_PX
-from mechvlm.viz.wiring import PORTS, Spot, Way, Wiring
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

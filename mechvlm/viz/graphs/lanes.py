@@ -12,7 +12,7 @@ from functools import cached_property
 
 from mechvlm.graph.circuit import Circuit
 from mechvlm.graph.nodes import Edge, Node
-from mechvlm.viz.layered import Link, ordered, placed
+from mechvlm.viz.graphs.layered import Link, ordered, placed
 
 __all__ = ["FULL_PX", "LETTER_PX", "Lanes"]
 

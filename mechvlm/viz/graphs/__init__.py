@@ -1,0 +1,1 @@
+"""Graphs drawn in rows: circuits, and flows between token groups."""

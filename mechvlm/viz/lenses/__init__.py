@@ -1,0 +1,1 @@
+"""The logit lens as a picture: what each position would say."""

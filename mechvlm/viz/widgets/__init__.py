@@ -1,0 +1,1 @@
+"""Views through circuitsvis: attention, coloured tokens, best words."""
