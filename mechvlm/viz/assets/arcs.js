@@ -42,5 +42,28 @@ MechVLM.arcs = (() => {
       text.textContent = letters.slice(0, n).join("") + "…";
   }
 
-  return { rising, shade, css, legend, fit };
+  // What is pointed at is chosen; what is clicked, or walked to by `walk(key)`, stays until
+  // Escape or a click beside it.
+  function choosing(plot, under, choose, walk) {
+    let pinned = false;
+    const hover = (event, what) => {
+      if (!pinned && event.pointerType !== "touch") choose(what);
+    };
+    plot.addEventListener("pointermove", (event) => hover(event, under(event)));
+    plot.addEventListener("pointerleave", (event) => hover(event, null));
+    plot.addEventListener("click", (event) => {
+      const found = under(event);
+      pinned = Boolean(found);
+      choose(found);
+    });
+    plot.addEventListener("keydown", (event) => {
+      const next = event.key === "Escape" ? null : walk(event.key);
+      if (next === undefined) return;
+      event.preventDefault();
+      pinned = Boolean(next);
+      choose(next);
+    });
+  }
+
+  return { rising, shade, css, legend, fit, choosing };
 })();

@@ -5,7 +5,7 @@ MechVLM.kinds.circuit = (plot, spec, output, figure) => {
   const colour = MechVLM.palette(spec.scale), known = (edge) => edge.effect !== null;
   const labels = edges.map((edge) => nodes[edge.from].name + " → " + edge.takes);
   const ports = { q: -0.3, k: 0, v: 0.3 };
-  let shown = spec.shown, chosen = null, pinned = false, boxes = [], ways = [];
+  let shown = spec.shown, chosen = null, boxes = [], ways = [];
 
   const ink = (edge) => (known(edge) ? arcs.css(colour(arcs.shade(edge.effect, spec.full || 1))) : "var(--faint)");
   const thick = (edge) => Math.max(spec.hair, edge.width || 0);
@@ -183,29 +183,14 @@ MechVLM.kinds.circuit = (plot, spec, output, figure) => {
     return ahead.length ? ahead.reduce((a, b) => (far(b) < far(a) ? b : a)) : from;
   }
 
-  plot.addEventListener("pointermove", (event) => {
-    if (!pinned && event.pointerType !== "touch") choose(under(event));
-  });
-  plot.addEventListener("click", (event) => {
-    const found = under(event);
-    pinned = Boolean(found);
-    choose(found);
-  });
-  plot.addEventListener("pointerleave", (event) => {
-    if (!pinned && event.pointerType !== "touch") choose(null);
-  });
-  plot.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") {
-      pinned = false;
-      return choose(null);
-    }
-    if (!event.key.startsWith("Arrow")) return;
-    event.preventDefault();
-    pinned = true;
-    const first = edges[0].from;
-    choose({ node: chosen && chosen.node !== undefined ? beside(chosen.node, event.key) : first });
-    boxes[chosen.node].scrollIntoView({ block: "nearest", inline: "nearest" });
-  });
+  function walk(key) {
+    if (!key.startsWith("Arrow")) return undefined;
+    const node = chosen && chosen.node !== undefined ? beside(chosen.node, key) : edges[0].from;
+    boxes[node].scrollIntoView({ block: "nearest", inline: "nearest" });
+    return { node };
+  }
+
+  arcs.choosing(plot, under, choose, walk);
   range.addEventListener("input", () => {
     shown = Number(range.value);
     light();

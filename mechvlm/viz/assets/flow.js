@@ -4,7 +4,7 @@ MechVLM.kinds.flow = (plot, spec, output, figure) => {
   const { groups, bands, ribbons } = spec, colour = MechVLM.palette(spec.scale);
   const TOP = 10, NAMES = 46;
   const order = ribbons.map((_, i) => i).sort((a, b) => rank(a) - rank(b));
-  let chosen = null, pinned = false, ways = [], marks = null;
+  let chosen = null, ways = [], marks = null;
 
   function rank(i) {
     return (ribbons[i].standing === "other" ? 0 : 1e6) + Math.abs(ribbons[i].effect);
@@ -144,30 +144,15 @@ MechVLM.kinds.flow = (plot, spec, output, figure) => {
     return found.dataset.ribbon === undefined ? { group: Number(found.dataset.group) } : { ribbon: Number(found.dataset.ribbon) };
   }
 
-  plot.addEventListener("pointermove", (event) => {
-    if (!pinned && event.pointerType !== "touch") choose(under(event));
-  });
-  plot.addEventListener("click", (event) => {
-    const found = under(event);
-    pinned = Boolean(found);
-    choose(found);
-  });
-  plot.addEventListener("pointerleave", (event) => {
-    if (!pinned && event.pointerType !== "touch") choose(null);
-  });
-  plot.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") {
-      pinned = false;
-      return choose(null);
-    }
-    const move = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-    if (!move || !order.length) return;
-    event.preventDefault();
-    pinned = true;
+  function walk(key) {
+    const move = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[key];
+    if (!move || !order.length) return undefined;
     const ranked = order.slice().reverse();
     const next = chosen && chosen.ribbon !== undefined ? ranked.indexOf(chosen.ribbon) + move : 0;
-    choose({ ribbon: ranked[Math.min(ranked.length - 1, Math.max(0, next))] });
-  });
+    return { ribbon: ranked[Math.min(ranked.length - 1, Math.max(0, next))] };
+  }
+
+  arcs.choosing(plot, under, choose, walk);
   plot.after(...spec.notes.map((note) => el("div", "mv-faint", note)));
   return redraw;
 };
