@@ -10,6 +10,7 @@ from pages import MATRIX, needs_browser
 from reported import SCENE, count, made
 from test_viz import HOSTILE
 
+from mechvlm import viz
 from mechvlm.report import report
 
 pytestmark = needs_browser
@@ -63,6 +64,23 @@ def test_without_scripts_the_table_downloads_packed(browser, tmp_path):
     assert waiting.value.suggested_filename == "frozen_image_source.csv.gz"
     assert waiting.value.path().read_bytes()[:2] == b"\x1f\x8b"
     quiet.close()
+
+
+LOOKS = """() => Array.from(document.querySelectorAll(".mv-plot *"), one => {
+  const look = getComputedStyle(one);
+  return [one.tagName, look.color, look.fontSize, look.fontWeight, look.padding].join(" ");
+})"""
+
+
+def test_a_figure_looks_in_a_report_as_it_does_alone(visit, tmp_path):
+    """The report's own tables must not dress those of the lens."""
+    figure = viz.lens(made("logit_lens"), SCENE.image)
+    within = report(figure, tmp_path / "x.html").read_text("utf-8")
+    alone, inside = (
+        set(visit(page).page.evaluate(LOOKS)) for page in (figure.html, within)
+    )
+    assert any(look.startswith("TH ") for look in alone)
+    assert inside == alone
 
 
 def test_on_paper_it_is_light_without_controls(whole, visit):
