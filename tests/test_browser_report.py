@@ -67,8 +67,8 @@ def test_without_scripts_the_table_downloads_packed(browser, tmp_path):
 
 
 LOOKS = """() => Array.from(document.querySelectorAll(".mv-plot *"), one => {
-  const look = getComputedStyle(one);
-  return [one.tagName, look.color, look.fontSize, look.fontWeight, look.padding].join(" ");
+  const { color, fontSize, fontWeight, padding } = getComputedStyle(one);
+  return [one.tagName, color, fontSize, fontWeight, padding].join(" ");
 })"""
 
 
