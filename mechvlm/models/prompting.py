@@ -100,8 +100,8 @@ class Prompter:
             raise PromptError(
                 "this checkpoint has no chat template, so `prompt` cannot know how its"
                 " questions are put. Use `prompt_raw` with the whole text, or set"
-                " `vlm.processor.chat_template` (of a checkpoint in a folder: put a file"
-                " chat_template.jinja there)."
+                " `vlm.processor.chat_template` (in a checkpoint's folder: the file"
+                " chat_template.jinja)."
             )
         content = [{"type": "image"}] if image is not None else []
         user = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
