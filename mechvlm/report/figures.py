@@ -85,7 +85,7 @@ def heading_of(result: Result) -> str:
 
     Example:
         >>> heading_of(xr.DataArray([1.0], dims="layer", name="share"))
-        'share'
+        'Share'
     """
     if isinstance(result, Circuit):
         return "Circuit"
