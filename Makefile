@@ -118,8 +118,9 @@ demo: need-core
 
 test: need-dev
 	$(PY) -m pytest -n 2 $(ARGS)
+# Two at once with a thread each: with more, their threads wait for each other.
 ifneq ($(wildcard notebooks/*.ipynb),)
-	$(PY) -m pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
 endif
 
 check: need-dev
