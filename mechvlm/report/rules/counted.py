@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from mechvlm.report.phrases import counted, interval, largest, named, percent, value_at
+from mechvlm.report.phrases import (
+    counted,
+    interval,
+    largest,
+    named,
+    percent,
+    smallest,
+    value_at,
+)
 from mechvlm.report.shown import Picture, Shown, banded, stacked
 from mechvlm.viz.labels import number
 from mechvlm.viz.plots.bars import bars
@@ -40,7 +48,7 @@ def scored_by_subset(found: xr.Dataset, image: Picture) -> list[Shown]:
     names = {"acc": "ACC, questions", "acc_plus": "ACC+, pictures"}
     drawn = stacked(found, names, "Yes-or-no questions answered right", "score")
     acc = found["acc"]
-    best, worst = largest(acc), largest(-acc)
+    best, worst = largest(acc), smallest(acc)
     words = (
         f"{percent(float(found.attrs['mean_acc']))} of questions are right, and"
         f" {percent(float(found.attrs['mean_acc_plus']))} of pictures with both of"

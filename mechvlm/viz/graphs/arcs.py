@@ -7,16 +7,23 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mechvlm.viz import stills
 from mechvlm.viz.labels import number
 from mechvlm.viz.palette import Scale
 
 if TYPE_CHECKING:
     from matplotlib.path import Path as Curve
 
-__all__ = ["HAIR_PX", "hairs", "marks", "rising", "strength"]
+__all__ = [
+    "HAIR_PX", "PER_INCH", "POINT", "colour", "hairs", "marks", "rising", "strength",
+]  # fmt: skip
 
 HAIR_PX = 0.8
 """Width of what would be thinner to scale, so that it can be seen."""
+PER_INCH = 96.0
+"""Pixels of the live view to an inch of the still."""
+POINT = 72 / PER_INCH
+"""Points to a pixel, for the widths of lines."""
 
 
 def rising(points: Sequence[tuple[float, float]]) -> Curve:
@@ -44,6 +51,12 @@ def shade(effect: float, full: float) -> float:
         (1.0, -0.46)
     """
     return math.copysign(0.4 * full + 0.6 * abs(effect), effect)
+
+
+def colour(effect: float, full: float) -> tuple[float, ...]:
+    """Colour of an effect in the still that is being drawn."""
+    share = (shade(effect, full) + full) / (2 * full)
+    return stills.colours(strength(full))(share)
 
 
 def hairs(full: float, widest_px: float) -> str:

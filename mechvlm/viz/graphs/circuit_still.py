@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CircuitStill"]
 
-PER_INCH = 96.0
 LEFT_PX, RIGHT_PX, ABOVE_PX, BELOW_PX = 70.0, 18.0, 62.0, 84.0
 LEAST_PX = 560.0
-POINT = 72 / PER_INCH
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class CircuitStill:
         """Draw it."""
         wide = max(LEAST_PX, LEFT_PX + self.wiring.width + RIGHT_PX)
         tall = ABOVE_PX + self.wiring.height + BELOW_PX
-        drawing = stills.blank(wide / PER_INCH, tall / PER_INCH)
+        drawing = stills.blank(wide / arcs.PER_INCH, tall / arcs.PER_INCH)
         axes = drawing.add_axes((0, 0, 1, 1))
         spare = wide - LEFT_PX - RIGHT_PX - self.wiring.width
         axes.set_xlim(-LEFT_PX - spare / 2, wide - LEFT_PX - spare / 2)
@@ -84,10 +82,10 @@ class CircuitStill:
         colour: str | tuple[float, ...] = stills.theme().faint
         width = arcs.HAIR_PX
         if known and self.full:
-            colour, width = self._colour(way.effect), max(width, way.width)
+            colour, width = arcs.colour(way.effect, self.full), max(width, way.width)
         axes.add_patch(
             PathPatch(
-                arcs.rising(way.points), fill=False, lw=width * POINT,
+                arcs.rising(way.points), fill=False, lw=width * arcs.POINT,
                 edgecolor=colour, capstyle="butt",
                 ls="solid" if known or not self.full else (0, (2, 2)),
             )
@@ -107,8 +105,8 @@ class CircuitStill:
         at, under = left + 14, -16.0
         for size in self.marks:
             axes.plot(
-                [at, at + 26], [under, under], color=self._colour(size),
-                lw=abs(size) / self.full * FULL_PX * POINT, solid_capstyle="butt",
+                [at, at + 26], [under, under], color=arcs.colour(size, self.full),
+                lw=abs(size) / self.full * FULL_PX * arcs.POINT, solid_capstyle="butt",
             )  # fmt: skip
             axes.text(at + 32, under, number(size), va="center")
             at += 80
@@ -117,10 +115,6 @@ class CircuitStill:
             axes.text(
                 left + 14, under - 15 * i, note, va="center", color=stills.theme().faint
             )
-
-    def _colour(self, effect: float) -> tuple[float, ...]:
-        share = (arcs.shade(effect, self.full) + self.full) / (2 * self.full)
-        return stills.colours(arcs.strength(self.full))(share)
 
 
 def _box(axes: Axes, spot: Spot, used: set[str]) -> None:

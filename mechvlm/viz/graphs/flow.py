@@ -101,9 +101,14 @@ class _Sheet:
     which: Which
 
     @cached_property
+    def cuts(self) -> list[Ribbon]:
+        """The cuts that are drawn, wherever they come to stand."""
+        return drawn_edges(self.flows, self.which, self.least)
+
+    @cached_property
     def ribbons(self) -> tuple[Ribbon, ...]:
         """The cuts that are drawn, placed."""
-        return ribbons(drawn_edges(self.flows, self.which, self.least), self.full)
+        return ribbons(self.cuts, self.full)
 
     @cached_property
     def labelled(self) -> tuple[Ribbon, ...]:
@@ -118,8 +123,7 @@ class _Sheet:
     @cached_property
     def full(self) -> float:
         """Size of the strongest drawn effect; 1 where none is drawn."""
-        found = drawn_edges(self.flows, self.which, self.least)
-        return max((abs(each.effect) for each in found), default=0.0) or 1.0
+        return max((abs(each.effect) for each in self.cuts), default=0.0) or 1.0
 
     @cached_property
     def data(self) -> xr.Dataset:
@@ -139,7 +143,7 @@ class _Sheet:
             said["prompt"] = shown(str(self.flows["text"].values[0]))
         return self.flows.assign_attrs(said)
 
-    @property
+    @cached_property
     def groups(self) -> list[dict[str, str]]:
         """Names of the groups, and how many tokens they have."""
         names = [shown(str(name)) for name in self.flows["source"].values]
@@ -153,7 +157,7 @@ class _Sheet:
             for i, name in enumerate(names)
         ]
 
-    @property
+    @cached_property
     def bands(self) -> list[str]:
         """Names of the bands with their layers."""
         flows = self.flows

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FlowStill"]
 
-PER_INCH = 96.0
-POINT = 72 / PER_INCH
 COLUMN_PX, STEP_PX = 124.0, 104.0
 LEFT_PX, RIGHT_PX, ABOVE_PX = 132.0, 16.0, 66.0
 NAMES_PX, NOTE_PX = 44.0, 15.0
@@ -57,7 +55,7 @@ class FlowStill:
         below = NAMES_PX + 30 + NOTE_PX * (1 + len(self.notes))
         wide = max(560.0, LEFT_PX + COLUMN_PX * len(self.groups) + RIGHT_PX)
         tall = ABOVE_PX + STEP_PX * len(self.bands) + below
-        drawing = stills.blank(wide / PER_INCH, tall / PER_INCH)
+        drawing = stills.blank(wide / arcs.PER_INCH, tall / arcs.PER_INCH)
         axes = drawing.add_axes((0, 0, 1, 1))
         axes.set_xlim(-LEFT_PX, wide - LEFT_PX)
         axes.set_ylim(-below, tall - below)
@@ -100,12 +98,12 @@ class FlowStill:
 
         low, high = ribbon.band * STEP_PX, (ribbon.band + 1) * STEP_PX
         way = [(ribbon.start * COLUMN_PX, low), (ribbon.stop * COLUMN_PX, high)]
-        width = max(arcs.HAIR_PX, ribbon.width * COLUMN_PX) * POINT
+        width = max(arcs.HAIR_PX, ribbon.width * COLUMN_PX) * arcs.POINT
         stripes = (0, (2.4 / width, 2.4 / width))
         axes.add_patch(
             PathPatch(
                 arcs.rising(way), fill=False, lw=width, capstyle="butt",
-                edgecolor=self._colour(ribbon.effect), zorder=2,
+                edgecolor=arcs.colour(ribbon.effect, self.full), zorder=2,
                 alpha=0.22 if ribbon.standing == "other" else 1.0,
                 ls=stripes if ribbon.standing == "uncontrolled" else "solid",
             )
@@ -118,16 +116,12 @@ class FlowStill:
         ink = stills.theme().ink
         ground: tuple[float, ...] = to_rgba(stills.theme().paper)
         if ribbon.width * COLUMN_PX >= INSIDE_PX:
-            ink, ground = stills.theme().paper, self._colour(ribbon.effect)
+            ink, ground = stills.theme().paper, arcs.colour(ribbon.effect, self.full)
         axes.text(
             ribbon.middle * COLUMN_PX, (ribbon.band + 0.5) * STEP_PX,
             f"{number(ribbon.effect)} %", ha="center", va="center", zorder=4,
             color=ink, path_effects=[withStroke(linewidth=2.6, foreground=ground)],
         )  # fmt: skip
-
-    def _colour(self, effect: float) -> tuple[float, ...]:
-        share = (arcs.shade(effect, self.full) + self.full) / (2 * self.full)
-        return stills.colours(arcs.strength(self.full))(share)
 
     def _nodes(self, axes: Axes) -> None:
         on = stills.theme()
@@ -148,8 +142,8 @@ class FlowStill:
         widest = max((each.width for each in self.ribbons), default=0.0) * COLUMN_PX
         for effect in self.marks:
             axes.plot(
-                [at, at + 26], [under, under], color=self._colour(effect),
-                lw=abs(effect) / self.full * widest * POINT, solid_capstyle="butt",
+                [at, at + 26], [under, under], color=arcs.colour(effect, self.full),
+                lw=abs(effect) / self.full * widest * arcs.POINT, solid_capstyle="butt",
             )  # fmt: skip
             axes.text(at + 32, under, number(effect), va="center")
             at += 84
